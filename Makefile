@@ -1,0 +1,50 @@
+# Everything sets itself up in .venv: only Python 3.11 or later, pip and make are needed.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+USE := $(VENV)/.installed-use
+DEVELOP := $(VENV)/.installed-develop
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo    the promise, proven: real flights, two workers, one killed half-way"
+	@echo "make test    all tests, on a server that they start themselves"
+	@echo "make check   format, lint, types, import layers"
+	@echo "make bench   the framework beside a hand-written redis-py loop"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Runnel needs Python 3.11 or later with venv. Set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(USE): $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[fast,embedded,reload]'
+	@touch $@
+
+$(DEVELOP): $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test]'
+	@touch $@ $(USE)
+
+demo: $(USE)
+	$(BIN)/runnel demo
+
+test: $(DEVELOP)
+	$(BIN)/pytest $(ARGS)
+
+check: $(DEVELOP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(DEVELOP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEVELOP)
+	$(BIN)/python benchmarks/process.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Distributed, strictly ordered event processing on Redis Streams."""

@@ -1,0 +1,105 @@
+"""Every error that Runnel raises.
+
+::
+
+    RunnelError
+    ├─ ConfigurationError          the program does not fit together                 exit status 4
+    │  ├─ UnknownSetting              a keyword that is no setting
+    │  ├─ MetadataMismatch            the stream is stored with other properties
+    │  └─ UnknownProcessor            no processor of that name in the app
+    ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
+    ├─ RecordError                 a value that does not fit
+    │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
+    │  └─ DecodeError                 an entry in the log that is not one of our records
+    ├─ StreamFull                  a partition is full of unprocessed entries
+    ├─ ProcessorReturned           a processor's function ended without taking an event
+    ├─ RedisError                  the server refused a command
+    └─ RedisUnavailable            no answer from the server; may pass               exit status 3
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+__all__ = [
+    "ConfigurationError",
+    "DecodeError",
+    "MetadataMismatch",
+    "PartitionKeyError",
+    "ProcessorReturned",
+    "RecordError",
+    "RedisError",
+    "RedisUnavailable",
+    "RunnelError",
+    "StreamFull",
+    "TargetError",
+    "UnknownProcessor",
+    "UnknownSetting",
+    "did_you_mean",
+]
+
+
+class RunnelError(Exception):
+    """The base of all. ``exit_status`` is what a command ends with when this error ends it."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class ConfigurationError(RunnelError):
+    """The program, its settings or the stored state do not fit together."""
+
+    exit_status = 4
+
+
+class UnknownSetting(ConfigurationError):
+    """A keyword or variable that is no setting."""
+
+
+class MetadataMismatch(ConfigurationError):
+    """The stream exists in Redis with another partition count, hasher or format."""
+
+
+class UnknownProcessor(ConfigurationError):
+    """The app has no processor of that name."""
+
+
+class TargetError(RunnelError):
+    """A command-line target does not lead to the object that the command needs."""
+
+    exit_status = 2
+
+
+class RecordError(RunnelError, ValueError):
+    """A value that does not fit its stream."""
+
+
+class PartitionKeyError(RecordError):
+    """A record's partition key is missing, or of a type that has no canonical bytes."""
+
+
+class DecodeError(RecordError):
+    """An entry of the log cannot be turned into a record."""
+
+
+class StreamFull(RunnelError):
+    """A partition is full of entries that a registered processor has not processed yet."""
+
+
+class ProcessorReturned(RunnelError):
+    """A processor's function ended without taking an event, so that it can make no progress."""
+
+
+class RedisError(RunnelError):
+    """The server answered with an error that waiting does not mend."""
+
+
+class RedisUnavailable(RunnelError):
+    """The server cannot be reached, or cannot serve at the moment. Waiting may help."""
+
+    exit_status = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint like ``' Did you mean "log_level"?'``, or an empty string where nothing is near ``name``."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""

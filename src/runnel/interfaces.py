@@ -12,48 +12,54 @@ __all__ = ["Compressor", "Middleware", "Serializer"]
 
 
 class Serializer(ABC):
-    """Turns a structured record into bytes, and back.
+    """Turns structured records into bytes, and back.
 
-    ``name`` is stored with the stream when it is first used; a process that declares the stream with another
-    serializer is refused, because it could not read what is there.
+    Example:
+        Any library with the usual two functions will do::
+
+            class MessagePack(Serializer):
+                name = "msgpack"
+
+                def dumps(self, value):
+                    return msgpack.packb(value)
+
+                def loads(self, data):
+                    return msgpack.unpackb(data)
     """
 
     name: ClassVar[str]
+    """Stored with the stream when it is first used. A process that declares the stream with another serializer is
+    refused, because it could not read what is there."""
 
     @abstractmethod
-    def dumps(self, record: Any) -> bytes:
-        """The bytes for ``record``, an instance of the stream's Record class."""
+    def dumps(self, value: Any) -> bytes:
+        """The bytes for ``value``: a record as plain dicts, lists, strings, numbers, booleans and ``None``."""
 
     @abstractmethod
-    def loads(self, record_type: type[Any], data: bytes) -> Any:
-        """The instance of ``record_type`` that ``data`` stands for.
+    def loads(self, data: bytes) -> Any:
+        """What :meth:`dumps` made ``data`` from; it is then validated as a record.
 
-        Raises:
-            ValueError: ``data`` does not fit; the event then falls under the processor's exception policy.
+        Any exception means that ``data`` is damaged: the event falls under the processor's exception policy.
         """
 
 
 class Compressor(ABC):
     """Makes serialized records smaller.
 
-    A reader tells from the first bytes of an entry whether, and with what, it is compressed. Streams can
-    therefore change their compressor at any time, as long as every reader knows the old one.
+    The entry says by ``name`` how it is compressed. A stream can therefore change its compressor at any time: a reader
+    needs to know the old one only for as long as entries made with it are in the log.
     """
 
-    magic: ClassVar[bytes]
-    """The bytes every result of :meth:`compress` begins with. No serialized record may begin with them."""
+    name: ClassVar[str]
+    """Goes into every entry, so keep it short."""
 
     @abstractmethod
     def compress(self, data: bytes) -> bytes:
-        """The compressed form of ``data``; begins with ``magic``."""
+        """The compressed form of ``data``."""
 
     @abstractmethod
     def decompress(self, data: bytes) -> bytes:
-        """What :meth:`compress` made ``data`` from.
-
-        Raises:
-            ValueError: ``data`` is damaged.
-        """
+        """What :meth:`compress` made ``data`` from. Any exception means that ``data`` is damaged."""
 
 
 class Middleware(ABC):

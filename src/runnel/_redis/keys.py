@@ -1,0 +1,116 @@
+"""Every key name. Nothing else in Runnel builds one.
+
+See ``docs/architecture.md`` for what each key holds. A name in braces is a hash tag: keys with the same tag are in
+one slot of a Redis Cluster, so that one script may touch all of them.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+__all__ = ["ControlKeys", "StreamKeys", "task_ticks"]
+
+
+def _quoted(name: str) -> str:
+    """``name`` without any character that has a meaning in our keys."""
+    return quote(name, safe="")
+
+
+def task_ticks(app: str) -> str:
+    """Hash: task name -> the last tick of it that somebody claimed."""
+    return f"runnel:{{{_quoted(app)}}}:ticks"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKeys:
+    """The keys of one group: the members that share the partitions of a processor. All in one slot."""
+
+    prefix: str
+
+    @classmethod
+    def of(cls, app: str, stream: str, processor: str) -> "ControlKeys":
+        """The group of ``processor`` on ``stream``."""
+        return cls(f"runnel:{{{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}}}")
+
+    @classmethod
+    def of_leader(cls, app: str) -> "ControlKeys":
+        """The group whose only partition is the leadership of ``app``."""
+        return cls(f"runnel:{{{_quoted(app)}}}:leader")
+
+    @property
+    def group(self) -> str:
+        """Hash: logical clock, epoch, last token, and when the next assignment is due."""
+        return f"{self.prefix}:group"
+
+    @property
+    def members(self) -> str:
+        """Hash: member -> joined|heartbeat|session|state|suspected."""
+        return f"{self.prefix}:members"
+
+    @property
+    def targets(self) -> str:
+        """Hash: partition -> the member that should own it."""
+        return f"{self.prefix}:targets"
+
+    @property
+    def owners(self) -> str:
+        """Hash: partition -> member|token|revoked."""
+        return f"{self.prefix}:owners"
+
+    @property
+    def quarantine(self) -> str:
+        """Hash: partition -> member|JSON with the event id, the error and its traceback."""
+        return f"{self.prefix}:quarantine"
+
+    def wake(self, member: str) -> str:
+        """Sharded channel: wakes a member, and shows the server that it is connected."""
+        return f"{self.prefix}:wake:{member}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKeys:
+    """The keys of one stream."""
+
+    app: str
+    stream: str
+    slot_groups: int = 1
+
+    @property
+    def _name(self) -> str:
+        return f"{_quoted(self.app)}/{_quoted(self.stream)}"
+
+    def _data(self, slot_group: int) -> str:
+        return f"runnel:{{{self._name}#{slot_group}}}"
+
+    @property
+    def metadata(self) -> str:
+        """Hash: partition_count, slot_groups, hasher, format."""
+        return f"runnel:{{{self._name}}}:meta"
+
+    def slot_group(self, partition: int) -> int:
+        """The slot group of a partition."""
+        return partition % self.slot_groups
+
+    def registered(self, slot_group: int) -> str:
+        """Set: the processors whose unprocessed entries must not be trimmed."""
+        return f"{self._data(slot_group)}:processors"
+
+    def log(self, partition: int) -> str:
+        """Stream: the entries of a partition."""
+        return f"{self._data(self.slot_group(partition))}:log:{partition}"
+
+    def positions_prefix(self, slot_group: int) -> str:
+        """What :meth:`positions` begins with; the append script looks up every registered processor."""
+        return f"{self._data(slot_group)}:pos:"
+
+    def positions(self, slot_group: int, processor: str) -> str:
+        """Hash: partition -> token|offset|count of a processor."""
+        return self.positions_prefix(slot_group) + self.group_name(processor)
+
+    def sequence(self, partition: int, producer: str) -> str:
+        """String: the last sequence of a producer, and the id of the last entry it appended."""
+        return f"{self._data(self.slot_group(partition))}:seq:{partition}:{_quoted(producer)}"
+
+    @staticmethod
+    def group_name(processor: str) -> str:
+        """The consumer group that mirrors a processor's position, and its name inside keys."""
+        return _quoted(processor)

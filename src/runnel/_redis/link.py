@@ -1,0 +1,225 @@
+"""One connection, one command at a time.
+
+Owns connecting, time-outs and the translation of errors. A command that fails or is cancelled in the middle closes its
+connection, because what comes next on it would be the answer to something else. Nothing is retried here: who calls
+knows whether its operation may be repeated.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+
+from runnel.errors import ConfigurationError, RedisError, RedisUnavailable
+
+__all__ = ["Endpoint", "Link", "Listener"]
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds. A server on a working network answers a connection in milliseconds."""
+
+REPLY_TIMEOUT = 10.0
+"""Seconds. Far above any script of ours; a reply that takes longer belongs to a server that hangs."""
+
+_PASSING = (
+    "LOADING",
+    "READONLY",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "OOM",
+    "MISCONF",
+    "BUSY ",
+)
+"""What an error begins with that goes away by waiting: a restart, a fail-over, full memory, a full disk."""
+
+
+_PASSING_TYPES = (
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.TryAgainError,
+)
+
+
+class Endpoint:
+    """Where the server is.
+
+    Raises:
+        ConfigurationError: ``url`` is not a URL that redis-py understands.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Arguments:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as in redis-py.
+        """
+        self.safe_url = masked(url)
+        try:
+            self._options: dict[str, Any] = dict(parse_url(url))
+        except ValueError as error:
+            raise ConfigurationError(
+                f'"{self.safe_url}" is not a Redis URL ({error}). For example: redis://127.0.0.1:6379'
+            ) from None
+        self._connection_class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
+        if issubclass(self._connection_class, Connection):
+            self._options.setdefault("socket_keepalive", True)
+        # Our own time-outs, one per command, see Link.call. redis-py's would start a task for every write.
+        self._options.update(socket_timeout=None, socket_connect_timeout=CONNECT_TIMEOUT, protocol=2, retry=None)
+
+    def connection(self) -> AbstractConnection:
+        """A new connection, not yet connected."""
+        return self._connection_class(**self._options)
+
+    def unreachable(self, error: BaseException) -> RedisUnavailable:
+        """What to raise when nothing could be sent, or no answer came."""
+        detail = str(error).strip() or type(error).__name__
+        if "refused" in detail.lower() or "Errno 111" in detail:
+            detail = "connection refused"
+        elif isinstance(error, exceptions.AuthenticationError):
+            return RedisUnavailable(f"{self.safe_url} refused the user or password ({detail}).")
+        return RedisUnavailable(
+            f"Cannot reach {self.safe_url} ({detail}). "
+            "Start a server with `runnel server`, or set RUNNEL_REDIS_URL or --redis-url."
+        )
+
+
+def masked(url: str) -> str:
+    """``url`` with its password replaced, for logs and messages."""
+    try:
+        parts = urlsplit(url)
+        if parts.password is None and "password=" not in parts.query:
+            return url
+        host = parts.netloc.rpartition("@")[2]
+        user = f"{parts.username or ''}:***@" if parts.password is not None else ""
+        query = "&".join("password=***" if q.startswith("password=") else q for q in parts.query.split("&"))
+        return urlunsplit((parts.scheme, user + host, parts.path, query, ""))
+    except ValueError:
+        return "the given URL"
+
+
+class Link:
+    """One connection, made when it is first needed, and anew after a failure."""
+
+    def __init__(self, endpoint: Endpoint, *, identify: bool = False) -> None:
+        """Arguments:
+        endpoint: where to connect to.
+        identify: ask for the connection's id when connecting, so that it can be unblocked by another.
+        """
+        self.endpoint = endpoint
+        self.client_id: int | None = None
+        self._identify = identify
+        self._connection: AbstractConnection | None = None
+        self._turn = asyncio.Lock()
+
+    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
+        """Send a command and return the server's raw answer.
+
+        Arguments:
+            command: name and arguments; str, bytes, int or float.
+            timeout: seconds until the answer must be complete, counted from the sending.
+
+        Raises:
+            RedisUnavailable: no connection, no answer in time, or an answer such as LOADING. The command may have been
+                carried out.
+            RedisError: the server refused the command.
+        """
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout):
+                    connection = self._connection or await self._connect()
+                    await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+                    return await connection.read_response()
+            except exceptions.ResponseError as error:
+                if str(error).startswith(_PASSING) or isinstance(error, _PASSING_TYPES):
+                    raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {error}") from error
+                raise RedisError(str(error)) from error
+            except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+                await self._drop()
+                raise self.endpoint.unreachable(error) from error
+            except BaseException:  # cancelled, or something we do not know: the connection is not usable any more
+                await self._drop()
+                raise
+
+    async def _connect(self) -> AbstractConnection:
+        connection = self.endpoint.connection()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            if self._identify:
+                await connection.send_packed_command(connection.pack_command("CLIENT", "ID"), check_health=False)
+                self.client_id = await connection.read_response()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
+        return connection
+
+    async def _drop(self) -> None:
+        connection, self._connection, self.client_id = self._connection, None, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """Disconnect. A later call connects again."""
+        connection, self._connection, self.client_id = self._connection, None, None
+        if connection is not None:
+            await connection.disconnect()
+
+
+class Listener:
+    """A connection that is subscribed to sharded channels.
+
+    The server counts it as a subscriber for as long as the process lives: that is how a crash is noticed.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._connection: AbstractConnection | None = None
+
+    async def subscribe(self, channels: Iterable[str]) -> None:
+        """Connect, and subscribe to each channel by a command of its own (they may be in different slots).
+
+        Raises:
+            RedisUnavailable: no connection.
+        """
+        connection = self._endpoint.connection()
+        self._connection = connection
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                for channel in channels:
+                    await connection.send_packed_command(
+                        connection.pack_command("SSUBSCRIBE", channel), check_health=False
+                    )
+                    await connection.read_response()
+        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            await self.close()
+            raise self._endpoint.unreachable(error) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def message(self) -> tuple[str, bytes]:
+        """Wait for the next message, and return the channel it came on, and what it says.
+
+        Raises:
+            RedisUnavailable: the connection is gone.
+        """
+        assert self._connection is not None
+        try:
+            while True:
+                kind, channel, payload = await self._connection.read_response()
+                if kind == b"smessage":
+                    return channel.decode(), payload
+        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError, ValueError, TypeError) as error:
+            await self.close()
+            raise self._endpoint.unreachable(error) from error
+
+    async def close(self) -> None:
+        """Disconnect."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)

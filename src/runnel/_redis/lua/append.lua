@@ -1,0 +1,105 @@
+#!lua
+-- Appends batches to partitions, each batch whole or not at all, and each (producer, sequence) once.
+--
+-- KEYS (one slot)  1 set of registered processors, then per batch: log, sequence key of the producer there
+-- ARGV
+--   1 limit        entries that a log may have; 0: any number
+--   2 mode         guard: never trim what a registered processor has not processed.   trim: just trim
+--   3 expiry       ms after which an unused sequence is forgotten; 0: never
+--   4 positions    what the positions keys of this slot begin with; a registered processor's name completes it
+--   then per batch: partition, sequence, number of entries n, and per entry: number of arguments, field, value, ...
+--   A sequence is a number, one more than the last; or an entry id (the source of a dead letter), just higher.
+-- Answer           per batch
+--   {OK, last id}        appended; the ids of a batch are consecutive
+--   {DUP, last id}       was appended before: a retry after a lost reply. The id is empty if it is not the last batch
+--   {GAP, sequence}      batches between that sequence and this one are missing; nothing was appended
+--   {FULL, processor}    the log is full of entries which that processor has not processed; nothing was appended.
+--                        A batch that is larger than the limit waits until everything before it is processed
+-- The positions keys are in the slot of the declared keys, by their hash tag.
+
+local limit, trim, expiry, positions = tonumber(ARGV[1]), ARGV[2] == 'trim', tonumber(ARGV[3]), ARGV[4]
+
+local function number_of(sequence)
+  local ms, seq = sequence:match('^(%d+)-(%d+)$')
+  if ms then return tonumber(ms), tonumber(seq) end
+  return tonumber(sequence), 0
+end
+
+local registered
+local function furthest_behind(partition, log)
+  -- Of the registered processors: the most unprocessed entries that one has; the name and the offset of the lowest.
+  -- Counts can be off where entries were deleted by hand, positions are not: the two may belong to different ones.
+  registered = registered or redis.call('SMEMBERS', KEYS[1])
+  local info, flat = {}, redis.call('XINFO', 'STREAM', log)
+  for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+  local most, name, low_ms, low_seq = 0, nil, nil, nil
+  for _, processor in ipairs(registered) do
+    local stored = redis.call('HGET', positions .. processor, partition)
+    local offset, count = (stored or ''):match('^[^|]*|([^|]*)|(%d+)')
+    most = math.max(most, info['entries-added'] - tonumber(count or info['entries-added'] - info['length']))
+    local ms, seq = number_of(offset or '0-0')
+    if not name or ms < low_ms or (ms == low_ms and seq < low_seq) then name, low_ms, low_seq = processor, ms, seq end
+  end
+  return most, name, low_ms, low_seq
+end
+
+local function room(partition, log, adding)
+  -- How to make room: nothing to do (nil), trim to the limit (true), or the name of who must process first (string).
+  local length = redis.call('XLEN', log)
+  if limit == 0 or length + adding <= limit then return nil end
+  if trim then return true end
+  if length == 0 then return nil end
+  local unprocessed, name, ms, seq = furthest_behind(partition, log)
+  if not name or unprocessed + adding <= limit then return true end
+  redis.call('XTRIM', log, 'MINID', string.format('%.0f-%.0f', ms, seq + 1))
+  length = redis.call('XLEN', log)
+  if length == 0 or length + adding <= limit then return nil end
+  return name
+end
+
+local answers, at = {}, 5
+for i = 2, #KEYS, 2 do
+  local log, sequence_key = KEYS[i], KEYS[i + 1]
+  local partition, sequence, entries = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  at = at + 3
+  local answer
+  local last = redis.call('GET', sequence_key)
+  if last then
+    local last_sequence, last_id = last:match('^(.-)|(.*)$')
+    local high, low = number_of(sequence)
+    local last_high, last_low = number_of(last_sequence)
+    if sequence == last_sequence then
+      answer = {'DUP', last_id}
+    elseif high < last_high or (high == last_high and low < last_low) then
+      answer = {'DUP', ''}
+    elseif not sequence:find('-', 1, true) and high ~= last_high + 1 then
+      answer = {'GAP', last_sequence}
+    end
+  end
+  local full = not answer and room(partition, log, entries)
+  if type(full) == 'string' then answer = {'FULL', full} end
+  local id, next_id = nil, '*'
+  for n = 1, entries do
+    local arguments = tonumber(ARGV[at])
+    if not answer then
+      if full and n == entries then
+        id = redis.call('XADD', log, 'MAXLEN', '~', limit, next_id, unpack(ARGV, at + 1, at + arguments))
+      else
+        id = redis.call('XADD', log, next_id, unpack(ARGV, at + 1, at + arguments))
+      end
+      -- Redis 7.0 reads the clock at every XADD, also inside a script (7.2 and Valkey once): stay in the same ms.
+      if n == 1 then next_id = id:match('^%d+') .. '-*' end
+    end
+    at = at + 1 + arguments
+  end
+  if id then
+    answer = {'OK', id}
+    if expiry > 0 then
+      redis.call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
+    else
+      redis.call('SET', sequence_key, sequence .. '|' .. id)
+    end
+  end
+  answers[i / 2] = answer
+end
+return answers

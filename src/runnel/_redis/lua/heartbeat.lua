@@ -1,0 +1,252 @@
+#!lua flags=allow-oom
+-- The group coordinator. One call per member and heartbeat does everything that a coordinator does: expire the dead,
+-- assign the partitions, grant them with fencing tokens, ask for revocations. After Kafka's KIP-848.
+--
+-- KEYS (one slot)
+--   1 group       hash    now, clock, epoch, token, due, joins, run, since
+--   2 members     hash    member -> joined|heartbeat|session|state|suspected      state: A active, D draining
+--   3 targets     hash    partition -> member
+--   4 owners      hash    partition -> member|token|revoked                       revoked: clock, or -1
+--   5 quarantine  hash    partition -> member|details
+-- ARGV
+--   1 op          join, beat, drain (a beat of a member that wants to leave) or leave
+--   2 member      its name
+--   3 session     ms without a heartbeat after which the member is dead
+--   4 join delay  ms to wait for further members before partitions move
+--   5 grace       ms after which an ignored revocation is taken as done
+--   6 silence     ms without a heartbeat before a member without a connection is dead
+--   7 partitions  how many there are
+--   8 epoch       the last one the member has seen
+--   9 settled     0 if it waits for grants or has revocations open: it wants a full answer
+--  10 floor       tokens must be above it (found in a data slot after a lossy fail-over)
+--  11.. releases  partition, token of what the member has handed back
+-- Answer
+--   {status, epoch, full, waiting, again, grants, revocations}
+--   status        OK, or UNKNOWN: not a member; nothing is owned; join again
+--   full          1: grants and revocations are complete. 0: nothing has changed since the last full answer
+--   waiting       number of partitions that will be ours when others have released them
+--   again         ms after which the group needs a heartbeat, or -1
+--   grants        partition, token, quarantined (0 or 1), flat
+--   revocations   partition, token, flat
+--
+-- Time is a logical clock: it follows the server's, but never backwards, and at most a quarter of a session per call.
+-- So neither a jump of the server's clock nor an outage, after which everybody is late, evicts anybody.
+
+local GROUP, MEMBERS, TARGETS, OWNERS, QUARANTINE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local op, me = ARGV[1], ARGV[2]
+local session, join_delay, grace, silence = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local partitions, known_epoch, settled = tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1'
+local floor = tonumber(ARGV[10])
+local SECOND_LOOK = 100     -- ms between the two looks at a missing connection
+local text = function(number) return string.format('%.0f', number) end
+
+local function pairs_of(key)
+  local found, flat = {}, redis.call('HGETALL', key)
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+-- 1. The members, in the order in which they joined, so that nothing here depends on the order of a hash.
+local members, order, newest = {}, {}, 0
+for name, value in pairs(pairs_of(MEMBERS)) do
+  local joined, beat, its_session, state, suspected = value:match('^(%d+)|(%d+)|(%d+)|(%a)|(-?%d+)$')
+  local member = {name = name, joined = tonumber(joined), beat = tonumber(beat), session = tonumber(its_session),
+                  state = state, suspected = tonumber(suspected)}
+  members[name] = member
+  order[#order + 1] = member
+  newest = math.max(newest, member.beat)
+end
+table.sort(order, function(a, b) return a.joined < b.joined end)
+
+-- 2. The clock. Where the group's hash was lost, it goes on from the newest heartbeat, and epoch and token from the
+--    server's milliseconds, which are above everything that was given out before.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due', 'joins', 'run', 'since')
+local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))
+local clock = tonumber(group[2] or newest) + step
+local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
+local due, joins = tonumber(group[5] or -1), tonumber(group[6] or 0)
+local run, since = group[7] or '', tonumber(group[8] or 0)
+if #order > 0 then joins = math.max(joins, order[#order].joined) end
+
+local wake = {}
+local gone = {}
+local function drop(member)
+  redis.call('HDEL', MEMBERS, member.name)
+  members[member.name] = nil
+  gone[member.name] = true
+  for i, other in ipairs(order) do if other == member then table.remove(order, i) break end end
+end
+
+-- 3. Expire who was silent for a session. The caller is not silent: nobody has what it owns, so it may go on.
+for i = #order, 1, -1 do
+  local member = order[i]
+  if member.name ~= me and clock - member.beat > member.session then drop(member) end
+end
+
+-- 4. Who has no connection any more and is silent as well is dead at a second look. After a restart of the server
+--    nobody is connected, so for half a session after a new run id this proves nothing.
+local again = -1
+local function come_back(ms) if again < 0 or ms < again then again = math.max(1, math.ceil(ms)) end end
+local channels, watched = {}, {}
+for _, member in ipairs(order) do
+  if member.name ~= me and #channels < 1000 then
+    watched[#watched + 1] = member
+    channels[#channels + 1] = GROUP:gsub(':group$', ':wake:') .. member.name
+  end
+end
+local cut_off = {}
+if #channels > 0 then
+  local counts = redis.call('PUBSUB', 'SHARDNUMSUB', unpack(channels))
+  for i, member in ipairs(watched) do
+    if tonumber(counts[2 * i]) == 0 then cut_off[#cut_off + 1] = member end
+  end
+end
+if #cut_off > 0 or op == 'join' then
+  local this_run = redis.call('INFO', 'server'):match('run_id:(%w+)') or ''
+  if this_run ~= run then
+    if run ~= '' then since = clock end
+    run = this_run
+  end
+end
+for _, member in ipairs(cut_off) do
+  local proven = since == 0 or clock - since > session / 2
+  if member.suspected < member.beat then member.suspected = clock end
+  if proven and clock - member.suspected >= SECOND_LOOK and clock - member.beat >= silence then
+    drop(member)
+  else
+    redis.call('HSET', MEMBERS, member.name, table.concat({text(member.joined), text(member.beat),
+      text(member.session), member.state, text(member.suspected)}, '|'))
+    come_back(math.max(SECOND_LOOK, silence - (clock - member.beat)))
+  end
+end
+
+-- 5. The caller.
+if op == 'leave' then
+  if members[me] then drop(members[me]) end
+elseif op == 'join' and not members[me] then
+  joins = joins + 1
+  members[me] = {name = me, joined = joins, state = 'A'}
+  order[#order + 1] = members[me]
+  if due < 0 then due = clock + (#order > 1 and join_delay or 0) end
+end
+local self = members[me]
+if self then
+  if op == 'drain' and self.state ~= 'D' then self.state, due = 'D', clock end
+  redis.call('HSET', MEMBERS, me, table.concat({text(self.joined), text(clock), text(session), self.state, '-1'}, '|'))
+end
+
+-- 6. What is free again: released by the caller, or orphaned.
+local targets, owners
+local function load()
+  if not targets then targets, owners = pairs_of(TARGETS), pairs_of(OWNERS) end
+end
+for i = 11, #ARGV, 2 do
+  load()
+  local partition = ARGV[i]
+  if owners[partition] and owners[partition]:match('^(.-|%d+)|') == me .. '|' .. ARGV[i + 1] then
+    redis.call('HDEL', OWNERS, partition)
+    owners[partition] = nil
+    wake[targets[partition] or ''] = true
+  end
+end
+if next(gone) then
+  load()
+  for partition, owner in pairs(owners) do
+    if gone[owner:match('^(.-)|')] then
+      redis.call('HDEL', OWNERS, partition)
+      owners[partition] = nil
+    end
+  end
+  for partition, entry in pairs(pairs_of(QUARANTINE)) do
+    if gone[entry:match('^(.-)|')] then redis.call('HDEL', QUARANTINE, partition) end
+  end
+  due = clock
+end
+
+-- 7. The assignment: as `assign` in _core/assignment.py, step by step.
+local active = {}
+for _, member in ipairs(order) do if member.state == 'A' then active[#active + 1] = member end end
+if due < 0 and #active > 0 and redis.call('HLEN', TARGETS) < partitions then due = clock end
+if due >= 0 and clock >= due then
+  due = -1
+  if #active > 0 then
+    load()
+    local free = {}
+    for rank, member in ipairs(active) do member.has, member.rank = {}, rank end
+    for partition = 0, partitions - 1 do
+      local member = members[targets[tostring(partition)] or '']
+      local into = member and member.has or free
+      into[#into + 1] = partition
+    end
+    table.sort(active, function(a, b)
+      if #a.has ~= #b.has then return #a.has > #b.has end
+      return a.rank < b.rank
+    end)
+    local quota, extra = math.floor(partitions / #active), partitions % #active
+    for rank, member in ipairs(active) do
+      member.quota = quota + (rank <= extra and 1 or 0)
+    end
+    for _, member in ipairs(active) do
+      while #member.has > member.quota do free[#free + 1] = table.remove(member.has) end
+    end
+    for _, member in ipairs(active) do
+      while #member.has < member.quota do
+        local partition = table.remove(free)
+        member.has[#member.has + 1] = partition
+        local field = tostring(partition)
+        wake[targets[field] or ''], wake[member.name] = true, true
+        targets[field] = member.name
+        redis.call('HSET', TARGETS, field, member.name)
+      end
+    end
+    epoch = math.max(epoch + 1, now)
+  end
+elseif due >= 0 then
+  come_back(due - clock)
+end
+
+-- 8. Grants and revocations for the caller.
+local grants, revocations, waiting, full = {}, {}, 0, 0
+if self and (known_epoch ~= text(epoch) or not settled or redis.call('HLEN', OWNERS) < partitions) then
+  load()
+  full = 1
+  local quarantined = redis.call('HLEN', QUARANTINE) > 0 and pairs_of(QUARANTINE) or {}
+  local function grant(field, its_token)
+    grants[#grants + 1] = field
+    grants[#grants + 1] = its_token
+    grants[#grants + 1] = quarantined[field] and '1' or '0'
+  end
+  for partition = 0, partitions - 1 do
+    local field = tostring(partition)
+    local owner, its_token, revoked = (owners[field] or ''):match('^(.-)|(%d+)|(-?%d+)$')
+    local mine = targets[field] == me and self.state == 'A'
+    if owner == me and mine then
+      if revoked ~= '-1' then redis.call('HSET', OWNERS, field, me .. '|' .. its_token .. '|-1') end
+      grant(field, its_token)
+    elseif owner == me then
+      if revoked == '-1' then redis.call('HSET', OWNERS, field, me .. '|' .. its_token .. '|' .. text(clock)) end
+      revocations[#revocations + 1] = field
+      revocations[#revocations + 1] = its_token
+    elseif mine then
+      if not owner or not members[owner] or (revoked ~= '-1' and clock - tonumber(revoked) > grace) then
+        token = math.max(token + 1, now, floor + 1)
+        redis.call('HSET', OWNERS, field, me .. '|' .. text(token) .. '|-1')
+        if owner then wake[owner] = true end
+        grant(field, text(token))
+      else
+        waiting = waiting + 1
+      end
+    end
+  end
+end
+
+redis.call('HSET', GROUP, 'now', now, 'clock', text(clock), 'epoch', text(epoch), 'token', text(token),
+  'due', text(due), 'joins', text(joins), 'run', run, 'since', text(since))
+for name in pairs(wake) do
+  if name ~= me and members[name] then
+    redis.call('SPUBLISH', GROUP:gsub(':group$', ':wake:') .. name, 'assignment')
+  end
+end
+return {(self or op == 'leave') and 'OK' or 'UNKNOWN', text(epoch), full, waiting, again, grants, revocations}

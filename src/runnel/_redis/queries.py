@@ -1,0 +1,108 @@
+"""What is read from Redis without changing it, and the read of the hot path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runnel._redis.keys import ControlKeys, StreamKeys
+from runnel._redis.link import Link
+from runnel.errors import RedisError
+
+__all__ = [
+    "MOVED",
+    "LogState",
+    "connected_members",
+    "log_state",
+    "position",
+    "publish_moved",
+    "read",
+    "server_version",
+    "unblock",
+]
+
+RawEntry = list[Any]
+"""An entry as the server sends it: ``[id, [field, value, ...]]``."""
+
+
+async def read(
+    link: Link,
+    names: Sequence[str],
+    cursors: Sequence[bytes],
+    *,
+    count: int,
+    block: int | None,
+    timeout: float,
+) -> list[tuple[bytes, list[RawEntry]]]:
+    """Read behind the cursors. Has no effect on the server, so it can be repeated.
+
+    Arguments:
+        names: the logs; all in one slot.
+        cursors: per log, the id behind which to read.
+        count: entries at most per log.
+        block: milliseconds to wait if there is nothing; ``None`` for not at all.
+        timeout: seconds to wait for the answer.
+    """
+    waiting = () if block is None else ("BLOCK", block)
+    answer = await link.call("XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout)
+    return answer or []
+
+
+async def unblock(link: Link, client_id: int) -> bool:
+    """End the blocking read of another connection as if its time were over. False if it was not blocked."""
+    return bool(await link.call("CLIENT", "UNBLOCK", client_id))
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """The log of a partition: entries now, entries ever added, id of the first and of the last ever added."""
+
+    length: int
+    added: int
+    first: bytes | None
+    last: bytes
+
+
+async def log_state(link: Link, keys: StreamKeys, partition: int) -> LogState | None:
+    """The state of a partition's log; ``None`` if there is none."""
+    try:
+        flat = await link.call("XINFO", "STREAM", keys.log(partition))
+    except RedisError as error:
+        if "no such key" in str(error).lower():
+            return None
+        raise
+    info = dict(zip(flat[::2], flat[1::2], strict=True))
+    first = info[b"first-entry"]
+    return LogState(info[b"length"], info[b"entries-added"], first[0] if first else None, info[b"last-generated-id"])
+
+
+async def position(link: Link, keys: StreamKeys, processor: str, partition: int) -> tuple[bytes, int] | None:
+    """The committed position of a partition: offset and count; ``None`` if it was never acquired."""
+    stored = await link.call("HGET", keys.positions(keys.slot_group(partition), processor), partition)
+    if stored is None:
+        return None
+    _, offset, count = stored.split(b"|")[:3]
+    return offset, int(count)
+
+
+async def connected_members(link: Link, keys: ControlKeys) -> list[str]:
+    """The members of a group."""
+    return [name.decode() for name in await link.call("HKEYS", keys.members)]
+
+
+MOVED = b"moved"
+"""What a member is told on its channel when somebody has moved positions by hand."""
+
+
+async def publish_moved(link: Link, keys: ControlKeys) -> None:
+    """Tell all members of a group that positions were moved."""
+    for member in await connected_members(link, keys):
+        await link.call("SPUBLISH", keys.wake(member), MOVED)
+
+
+async def server_version(link: Link) -> str:
+    """The server's name and version, for people: ``Redis 7.0.15`` or ``Valkey 9.1.2``."""
+    text = (await link.call("INFO", "server")).decode()
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if "valkey_version" in facts:
+        return f"Valkey {facts['valkey_version']}"
+    return f"Redis {facts.get('redis_version', '?')}"

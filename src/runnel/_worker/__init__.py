@@ -1,0 +1,8 @@
+"""What runs: one worker per process, with a member per processor, and a consumer per partition it owns.
+
+The loops here read as the protocol of ``docs/architecture.md``. No key names, no arithmetic.
+"""
+
+from runnel._worker.worker import Worker
+
+__all__ = ["Worker"]

@@ -1,0 +1,138 @@
+"""Background tasks, timers and crontabs, and the leadership that some of them need."""
+
+import asyncio
+import time
+
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Endpoint, Link
+from runnel._redis.patience import patiently
+from runnel._redis.scripts import Beat, claim
+from runnel._worker.heartbeats import Heartbeats, Holder
+from runnel._worker.member import seat
+from runnel.instruments import Instruments, TaskFailed
+from runnel.settings import Settings
+from runnel.tasks import BackgroundTask, Startup
+
+__all__ = ["Background"]
+
+LONGEST_SLEEP = 30.0
+"""Seconds. Sleeping towards a time of day in steps keeps up with a clock that is set."""
+
+
+class Background:
+    """Runs the background tasks of one worker.
+
+    Leadership is the one partition of a group of its own, so it is granted, revoked, and taken from the dead, as any
+    partition is. Each tick of a leader's timer or crontab is claimed in Redis, so it runs once even while the leadership
+    moves: a new leader takes over a tick that fell into the change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: list[BackgroundTask],
+        endpoint: Endpoint,
+        settings: Settings,
+        instruments: Instruments,
+    ) -> None:
+        """Arguments:
+        name: of the worker.
+        tasks: what to run.
+        endpoint: where Redis is.
+        settings: of the app.
+        instruments: where to announce.
+        """
+        self._app = settings.name
+        self._tasks = tasks
+        self._session = settings.session_timeout
+        self._instruments = instruments
+        self._link = Link(endpoint)
+        self._leads = asyncio.Event()
+        self._token: int | None = None
+        self._running: list[asyncio.Task[None]] = []
+        self._startups: list[asyncio.Task[None]] = []
+        self._heartbeats: Heartbeats
+        self.holder: Holder | None = None
+        if any(task.on_leader for task in tasks):
+            keys = ControlKeys.of_leader(settings.name)
+            self.holder = Holder("leader", seat(keys, name, 1, settings), self._on_beat)
+
+    def start(self, heartbeats: Heartbeats) -> None:
+        """Start the tasks that every worker runs, and the schedules of all."""
+        self._heartbeats = heartbeats
+        for task in self._tasks:
+            if not isinstance(task, Startup):
+                self._running.append(asyncio.create_task(self._schedule(task), name=f"runnel-{task.name}"))
+            elif not task.on_leader:
+                self._running.append(asyncio.create_task(self._run(task), name=f"runnel-{task.name}"))
+
+    async def stop(self) -> None:
+        """Cancel everything, and give up the leadership."""
+        if self.holder is not None:
+            self.holder.draining = True
+        running = [*self._running, *self._startups]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._resign()
+        await self._link.close()
+
+    def _on_beat(self, beat: Beat) -> None:
+        """Leadership as a partition: 0 is granted, revoked, or lost."""
+        if not beat.known:
+            self._resign()
+        elif beat.full:
+            token = beat.granted.get(0)
+            if token is not None and token != self._token and self.holder is not None and not self.holder.draining:
+                self._resign()
+                self._token = token
+                self._leads.set()
+                startups = [task for task in self._tasks if isinstance(task, Startup) and task.on_leader]
+                self._startups = [asyncio.create_task(self._run(task)) for task in startups]
+            elif token is None:
+                self._resign()
+
+    def _resign(self) -> None:
+        self._leads.clear()
+        for task in self._startups:
+            task.cancel()
+        self._startups = []
+        token, self._token = self._token, None
+        if token is not None and self.holder is not None:
+            self.holder.releases.append((0, token))
+            self._heartbeats.nudge(self.holder)
+
+    async def _schedule(self, task: BackgroundTask) -> None:
+        """Run a timer or crontab at its ticks, for ever.
+
+        1. Sleep until the next tick.
+        2. On the leader: claim the tick. A worker that becomes the leader soon after the tick claims it too, in case the
+           old leader died with it.
+        3. Run. Ticks that fall into the run are skipped.
+        """
+        phase = 0.0 if task.on_leader else time.time()
+        while (tick := task.next_tick(time.time(), phase)) is not None:
+            while (wait := tick - time.time()) > 0:
+                await asyncio.sleep(min(wait, LONGEST_SLEEP))  # 1
+            if not task.on_leader or await self._claim(task, tick):  # 2
+                await self._run(task)  # 3
+
+    async def _claim(self, task: BackgroundTask, tick: float) -> bool:
+        following = task.next_tick(tick, 0.0)
+        until = tick + self._session if following is None else min(tick + self._session, following)
+        try:
+            async with asyncio.timeout(max(0.0, until - time.time())):
+                await self._leads.wait()
+        except TimeoutError:
+            return False
+
+        async def attempt() -> bool:
+            return await claim(self._link, self._app, task.name, int(tick * 1000))
+
+        return await patiently(f"tick of {task.name}", attempt, self._instruments)
+
+    async def _run(self, task: BackgroundTask) -> None:
+        try:
+            await task.function()
+        except Exception as error:
+            self._instruments.announce(TaskFailed(task.name, error))

@@ -1,0 +1,110 @@
+"""Commits positions: one call in flight; what is finished meanwhile goes together with the next."""
+
+import asyncio
+from typing import Protocol
+
+from runnel._redis.keys import StreamKeys
+from runnel._redis.link import Link
+from runnel._redis.patience import patiently
+from runnel._redis.scripts import Commit, CommitStatus, commit
+from runnel.events import Feed
+from runnel.instruments import Instruments
+
+__all__ = ["Committer", "Verdicts"]
+
+
+class Verdicts(Protocol):
+    """Who must know when a commit is refused; the member."""
+
+    def fenced(self, feed: Feed) -> None:
+        """Somebody else owns the partition."""
+
+    def rewound(self, feed: Feed, reason: str, expected: bytes, stored: bytes) -> None:
+        """Redis holds another position than the one we committed last."""
+
+
+class Committer:
+    """Takes the progress of the feeds of one member to Redis."""
+
+    def __init__(
+        self, link: Link, keys: StreamKeys, processor: str, member: str, verdicts: Verdicts, instruments: Instruments
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._processor = processor
+        self._member = member
+        self._verdicts = verdicts
+        self._instruments = instruments
+        self._progressed: list[Feed] = []
+        self._probes: set[Feed] = set()
+        self._wanted = asyncio.Event()
+        self._round = asyncio.Event()
+
+    def mark(self, feed: Feed) -> None:
+        """The feed has progress to commit. Called once per commit, not per event."""
+        self._progressed.append(feed)
+        self._wanted.set()
+
+    def probe(self, feed: Feed) -> None:
+        """Somebody may have moved the position: find out, even if there is no progress."""
+        self._probes.add(feed)
+        self.mark(feed)
+
+    async def flush(self, feed: Feed) -> None:
+        """Wait until all that is done is committed, or cannot be any more."""
+        while feed.done != feed.committed and not feed.stale:
+            await self._round.wait()
+
+    async def run(self) -> None:
+        """Commit for ever.
+
+        1. Take what every feed has finished so far.
+        2. Commit it, however long Redis is away. The call is repeated unchanged: merging further progress into a repeated
+           commit would make an applied one look like a rollback.
+        3. Tell the member what was refused, and those who wait that a round is over.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            feeds, commits = self._take()  # 1
+            for slot_group in sorted({self._keys.slot_group(feed.partition) for feed in feeds}):
+                chosen = [
+                    (feed, item)
+                    for feed, item in zip(feeds, commits, strict=True)
+                    if self._keys.slot_group(feed.partition) == slot_group
+                ]
+                answers = await self._commit(slot_group, [item for _, item in chosen])  # 2
+                for (feed, item), (status, stored) in zip(chosen, answers, strict=True):
+                    self._apply(feed, item, status, stored)  # 3
+            self._round.set()
+            self._round = asyncio.Event()
+
+    def _take(self) -> tuple[list[Feed], list[Commit]]:
+        progressed, self._progressed = self._progressed, []
+        probes, self._probes = self._probes, set()
+        feeds: list[Feed] = []
+        commits: list[Commit] = []
+        for feed in progressed:
+            feed.dirty = False
+            if (feed.done != feed.committed or feed in probes) and not feed.stale:
+                feeds.append(feed)
+                commits.append(Commit(feed.partition, feed.token, feed.committed, feed.done, feed.count))
+        return feeds, commits
+
+    async def _commit(self, slot_group: int, commits: list[Commit]) -> list[tuple[CommitStatus, bytes]]:
+        async def attempt() -> list[tuple[CommitStatus, bytes]]:
+            return await commit(self._link, self._keys, self._processor, self._member, slot_group, commits)
+
+        return await patiently("commit", attempt, self._instruments)
+
+    def _apply(self, feed: Feed, item: Commit, status: CommitStatus, stored: bytes) -> None:
+        if feed.stale or feed.committed != item.previous:
+            return  # it was set back, or lost, while the answer was on its way
+        if status in (CommitStatus.OK, CommitStatus.DUP):
+            feed.committed = item.offset
+            return
+        feed.stale = True
+        if status is CommitStatus.FENCED:
+            self._verdicts.fenced(feed)
+        else:
+            self._verdicts.rewound(feed, status.value.lower(), item.previous, stored)

@@ -1,0 +1,307 @@
+"""One owned partition: the user's function over its events, from the grant to the release."""
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+from runnel._core.partitions import PartitionState, Step, advance
+from runnel._redis.scripts import Acquired, Stale
+from runnel.constants import ExceptionPolicy
+from runnel.errors import ProcessorReturned
+from runnel.events import Events, Feed
+from runnel.instruments import (
+    Announcement,
+    LossDetected,
+    PartitionFailed,
+    PartitionGained,
+    PartitionLost,
+    PartitionReleased,
+    PartitionRewound,
+)
+from runnel.processors import Processor
+
+__all__ = ["Owner", "PartitionConsumer"]
+
+FINALISERS = 5.0
+"""Seconds for middleware to finish after its partition was lost: nothing it does can be committed any more."""
+
+RESTART_DELAY = 1.0
+"""Seconds before a function is started again that failed before it had taken an event, so that it does not spin."""
+
+
+class Owner(Protocol):
+    """What a consumer needs of its member."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell the instruments."""
+
+    async def acquire(self, feed: Feed) -> Acquired | Stale:
+        """Fence the previous owner and learn the position."""
+
+    async def flush(self, feed: Feed) -> None:
+        """Wait until the progress is committed."""
+
+    async def quarantine(self, feed: Feed, event_ids: tuple[str, ...], error: BaseException) -> None:
+        """Mark the partition as poisoned, for all to see."""
+
+    def reading(self, feed: Feed, wanted: bool) -> None:
+        """Read for this feed, or do not any more."""
+
+    def release(self, feed: Feed, floor: int = 0) -> None:
+        """Hand the partition back."""
+
+    def halt(self, processor: str, error: BaseException) -> None:
+        """Stop the worker because of this error."""
+
+
+class PartitionConsumer:
+    """Runs a processor's function over one partition under one token.
+
+    Attributes:
+        feed: buffer and progress.
+        state: where it stands in the life cycle of ``_core/partitions.py``.
+        processed: how many events were acknowledged.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        processor: Processor[Any],
+        feed: Feed,
+        *,
+        quarantined: bool,
+        after: frozenset[asyncio.Task[None]],
+    ) -> None:
+        """Arguments:
+        owner: the member.
+        processor: what to run.
+        feed: not yet begun.
+        quarantined: the partition is marked as poisoned: hold it, and do not process it.
+        after: the consumers that had this partition before in this worker and have not ended yet.
+        """
+        self._owner = owner
+        self._processor = processor
+        self.feed = feed
+        self.state = PartitionState.GRANTED
+        self._quarantined = quarantined
+        self._after = after
+        self._events = Events(
+            processor.name,
+            processor.stream.name,
+            feed,
+            processor.stream.codec,
+            processor.middleware,
+            commit_each=processor.commit == "each",
+        )
+        self._drain_wanted = asyncio.Event()
+        self._drained_since = 0.0
+        self._grace: asyncio.TimerHandle | None = None
+        self._given_up = False
+        self._rewinding = False
+        self._started_at = 0
+        self._processed_before = 0
+        self.task = asyncio.create_task(self._run(), name=f"runnel-{processor.name}-{feed.partition}")
+
+    @property
+    def in_flight(self) -> int:
+        """How many events are being processed."""
+        return len(self._events.held)
+
+    @property
+    def processed(self) -> int:
+        """How many events were acknowledged under this token."""
+        return self._processed_before + self.feed.count - self._started_at
+
+    # What the member says
+
+    def drain(self) -> None:
+        """Finish the event in progress, commit, and release; give it up if it takes longer than the grace period."""
+        if self.state in (PartitionState.DRAINING, PartitionState.RELEASED, PartitionState.LOST):
+            return
+        self.state = advance(self.state, Step.DRAIN)
+        self._drained_since = time.monotonic()
+        self.feed.end()
+        self._drain_wanted.set()
+        self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, self._give_up)
+
+    def lose(self, reason: str) -> None:
+        """Stop at once: somebody else may own the partition already."""
+        if self.state in (PartitionState.RELEASED, PartitionState.LOST):
+            return
+        self.state = advance(self.state, Step.LOSE)
+        self.feed.stale = True
+        self.feed.end()
+        self._owner.reading(self.feed, False)
+        self._owner.announce(PartitionLost(self._processor.name, self.feed.partition, self.feed.token, reason))
+        self.task.cancel()
+
+    def rewind(self, reason: str, expected: bytes, stored: bytes) -> None:
+        """Redis holds another position: finish the event in progress without a commit, and go on from there."""
+        if self._rewinding or self.state is not PartitionState.RUNNING:
+            return
+        self._rewinding = True
+        self.feed.stale = True
+        self.feed.end()
+        self._owner.announce(
+            PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
+        )
+
+    # The life of a partition
+
+    async def _run(self) -> None:
+        """From the grant to the release.
+
+        1. Wait until the predecessors in this process have ended: two functions must not run on one partition.
+        2. Acquire: fence the previous owner, learn the position.
+        3. Process until drained, or set back; then from 2 again.
+        4. Commit what was finished.
+        5. Release.
+        """
+        try:
+            if self._after:
+                await asyncio.wait(self._after)  # 1
+            while await self._acquire():  # 2
+                await self._process()  # 3
+                if not self._rewinding:
+                    break
+                self._rewinding = False
+            self._owner.reading(self.feed, False)
+            if not self._given_up and not self.feed.stale:
+                await self._owner.flush(self.feed)  # 4
+        except asyncio.CancelledError:
+            if not self._given_up or self.state is PartitionState.LOST:
+                return  # lost: there is nothing more to do; what we held is somebody else's
+        finally:
+            if self._grace is not None:
+                self._grace.cancel()
+        if self.state is PartitionState.DRAINING:
+            self.state = advance(self.state, Step.RELEASE)
+            self._owner.release(self.feed)  # 5
+            self._owner.announce(
+                PartitionReleased(
+                    self._processor.name,
+                    self.feed.partition,
+                    self.feed.token,
+                    time.monotonic() - self._drained_since,
+                )
+            )
+
+    async def _acquire(self) -> bool:
+        """Take possession. False if there is nothing to process: drained before it began, or refused."""
+        if self.state is PartitionState.DRAINING:
+            return False
+        feed, name = self.feed, self._processor.name
+        acquired = await self._owner.acquire(feed)
+        if isinstance(acquired, Stale):
+            self.lose(f"a higher token ({acquired.token}) was given out before")
+            self._owner.release(feed, floor=acquired.token)
+            return False
+        if acquired.rolled_back:
+            rolled_back, position = acquired.rolled_back.decode(), acquired.offset.decode()
+            self._owner.announce(PartitionRewound(name, feed.partition, "rollback", rolled_back, position))
+        if acquired.lost:
+            self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
+        self._processed_before = self.processed
+        feed.begin(acquired.offset, acquired.count)
+        self._started_at = acquired.count
+        if self._drain_wanted.is_set():  # while we waited for the answer
+            feed.end()
+            return True
+        if self.state is PartitionState.GRANTED:
+            self.state = advance(self.state, Step.QUARANTINE if self._quarantined else Step.ACQUIRE)
+            position = acquired.offset.decode()
+            self._owner.announce(PartitionGained(name, feed.partition, feed.token, position, self._quarantined))
+        if self._quarantined:
+            feed.end()
+        else:
+            self._owner.reading(feed, True)
+        return True
+
+    async def _process(self) -> None:
+        """Run the function, again and again, until nothing more is handed out.
+
+        1. Run it.
+        2. Finish all middleware, so that it has ended before anything is acknowledged or started again.
+        3. Acknowledge what it took, or follow the exception policy.
+        """
+        events = self._events
+        while not self.feed.ended:
+            events.restart()
+            failure = await self._call()  # 1, 2
+            if self._given_up:
+                return
+            if failure is None and events.handed_out == 0 and not self.feed.ended:
+                failure = ProcessorReturned(
+                    f'The processor "{self._processor.name}" ended without taking an event. It must iterate over its '
+                    "events: async for event in events: ..."
+                )
+            if failure is None:
+                events.acknowledge()  # 3
+            else:
+                await self._follow_policy(failure)  # 3
+        if self.state is PartitionState.QUARANTINED:
+            await self._drain_wanted.wait()
+
+    async def _call(self) -> BaseException | None:
+        """Run the function and finish the middleware. Returns what it raised."""
+        failure: BaseException | None = None
+        try:
+            await self._processor.function(self._events)
+        except asyncio.CancelledError as error:
+            if self.state is PartitionState.LOST:
+                await self._finish_middleware(FINALISERS)
+                raise
+            if self._given_up:
+                self.task.uncancel()
+                await self._finish_middleware(FINALISERS)
+                return None
+            failure = error  # raised by the user's own code
+        except Exception as error:
+            failure = error
+        self._events.failure = failure
+        return await self._finish_middleware(None) or failure
+
+    async def _finish_middleware(self, seconds: float | None) -> BaseException | None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._events.close()
+        except asyncio.CancelledError:
+            if self._given_up and self.state is not PartitionState.LOST:
+                self.task.uncancel()
+                return None
+            raise
+        except Exception as error:
+            return error
+        return None
+
+    async def _follow_policy(self, failure: BaseException) -> None:
+        """The function failed with what it holds unacknowledged.
+
+        HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and waits for its worker
+        to stop. IGNORE: what failed is acknowledged, and the function is started again.
+        """
+        name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
+        if isinstance(failure, ProcessorReturned):
+            policy = ExceptionPolicy.HALT
+        self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure))
+        if policy is ExceptionPolicy.IGNORE:
+            if held:
+                self._events.acknowledge()
+            elif not self.feed.ended:
+                await asyncio.sleep(RESTART_DELAY)
+            return
+        self.feed.end()
+        self._owner.reading(self.feed, False)
+        if self._rewinding:
+            return  # Redis says that this event was not the next one; the failure will come again if it matters
+        if policy is ExceptionPolicy.HALT:
+            self._owner.halt(name, failure)
+            await self._drain_wanted.wait()
+        elif self.state is PartitionState.RUNNING:
+            self.state = advance(self.state, Step.QUARANTINE)
+            await self._owner.flush(self.feed)
+            await self._owner.quarantine(self.feed, held, failure)
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        self.task.cancel()

@@ -1,0 +1,207 @@
+"""Heartbeats, on a thread with an event loop and connections of their own.
+
+A handler that blocks the worker's event loop must not cost the worker its partitions, so nothing here runs on that loop.
+The two sides share a :class:`Holder` per group: the thread writes the lease and calls ``on_beat`` on the worker's loop,
+the worker adds releases; both are single operations that the interpreter makes atomic.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from runnel._core.lease import Lease
+from runnel._redis.link import Endpoint, Link, Listener
+from runnel._redis.patience import patiently
+from runnel._redis.queries import MOVED
+from runnel._redis.scripts import Beat, Op, Seat, heartbeat
+from runnel.errors import RunnelError
+from runnel.instruments import Instruments, MemberEvicted, MemberJoined
+
+__all__ = ["Heartbeats", "Holder"]
+
+LEAVE_TIMEOUT = 2.0
+"""Seconds to say good-bye. Whoever cannot is found dead by the others, as after a crash."""
+
+
+class Holder:
+    """One seat, and what its worker and the heartbeat thread tell each other about it.
+
+    Attributes:
+        name: of the processor, for announcements.
+        seat: the member and its terms.
+        lease: how long what was granted may be acted on.
+        on_beat: called on the worker's event loop with every answer.
+        on_moved: called there when somebody has moved positions by hand.
+        draining: the worker wants to hand everything back and leave.
+        releases: partitions with their tokens that were handed back, until the coordinator has confirmed it.
+        floor: new tokens must be above it.
+    """
+
+    def __init__(
+        self, name: str, seat: Seat, on_beat: Callable[[Beat], None], on_moved: Callable[[], None] | None = None
+    ) -> None:
+        self.name = name
+        self.seat = seat
+        self.lease = Lease(seat.session / 1000)
+        self.on_beat = on_beat
+        self.on_moved = on_moved
+        self.draining = False
+        self.releases: list[tuple[int, int]] = []
+        self.floor = 0
+        self.joined = False
+        self.settled = False
+        self.epoch = ""
+        self.wake: asyncio.Event
+
+    @property
+    def channel(self) -> str:
+        """Where the coordinator wakes this member."""
+        return self.seat.keys.wake(self.seat.member)
+
+    @property
+    def op(self) -> Op:
+        """What to say with the next heartbeat."""
+        if self.draining:
+            return Op.DRAIN
+        return Op.BEAT if self.joined else Op.JOIN
+
+
+class Heartbeats:
+    """The thread. Made and stopped by the worker, which gives it all its seats."""
+
+    def __init__(
+        self, endpoint: Endpoint, holders: Sequence[Holder], interval: float, instruments: Instruments
+    ) -> None:
+        """Arguments:
+        endpoint: where the coordinator is.
+        holders: the seats.
+        interval: seconds between heartbeats when nothing happens.
+        instruments: where to announce; from this thread.
+        """
+        self._endpoint = endpoint
+        self._holders = holders
+        self._interval = interval
+        self._instruments = instruments
+        self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stopping: asyncio.Event
+
+    def start(self) -> None:
+        """Start, from the worker's event loop."""
+        self._worker_loop = asyncio.get_running_loop()
+        self._thread.start()
+        self._started.wait()
+
+    def nudge(self, holder: Holder) -> None:
+        """There is something to tell the coordinator now. From any thread."""
+        with suppress(RuntimeError):  # the thread has ended
+            self._loop.call_soon_threadsafe(holder.wake.set)
+
+    async def stop(self) -> None:
+        """Leave all groups, and end the thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        while self._thread.is_alive():  # not joined: that would block the worker's loop
+            await asyncio.sleep(0.002)
+
+    # On the thread
+
+    def _run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        for holder in self._holders:
+            holder.wake = asyncio.Event()
+        self._started.set()
+        link = Link(self._endpoint)
+        tasks = [asyncio.create_task(self._listen())]
+        tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
+        await self._stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(RunnelError, TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                for holder in self._holders:
+                    if holder.joined:
+                        await heartbeat(link, holder.seat, Op.LEAVE, releases=tuple(holder.releases))
+        await link.close()
+
+    async def _beat(self, link: Link, holder: Holder) -> None:
+        """Heartbeat for one seat, for ever.
+
+        1. Tell the coordinator what was released.
+        2. Renew the lease, counted from when this was sent; or, if we were evicted, end it and join again.
+        3. Hand the answer to the worker's loop.
+        4. Sleep until the next is due, or somebody wakes us.
+        """
+        while True:
+            holder.wake.clear()
+            releases = tuple(holder.releases)
+            op = holder.op
+            sent = 0.0
+
+            async def send(op: Op = op, releases: Sequence[tuple[int, int]] = releases) -> Beat:
+                nonlocal sent
+                sent = time.monotonic()
+                return await heartbeat(
+                    link,
+                    holder.seat,
+                    op,
+                    epoch=holder.epoch,
+                    settled=holder.settled and not releases,
+                    floor=holder.floor,
+                    releases=releases,
+                )
+
+            beat = await patiently("heartbeat", send, self._instruments)  # 1
+            for release in releases:
+                holder.releases.remove(release)
+            if beat.known:
+                holder.lease.renew(sent)  # 2
+                if not holder.joined:
+                    holder.joined = True
+                    self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
+                holder.epoch = beat.epoch
+                if beat.full:
+                    holder.settled = beat.waiting == 0 and not beat.revoked
+            else:
+                holder.lease.end()
+                if holder.joined:
+                    self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))
+                holder.joined = holder.settled = False
+            try:
+                self._worker_loop.call_soon_threadsafe(holder.on_beat, beat)  # 3
+            except RuntimeError:  # the worker's loop is closed: it was aborted
+                self._stopping.set()
+                return
+            if not beat.known and not holder.draining:
+                continue
+            delay = self._interval if beat.again is None else min(self._interval, beat.again)
+            with suppress(TimeoutError):  # 4
+                async with asyncio.timeout(delay):
+                    await holder.wake.wait()
+
+    async def _listen(self) -> None:
+        """Stay subscribed to our channels: it wakes us, and shows the others that we live."""
+        by_channel = {holder.channel: holder for holder in self._holders}
+        listener = Listener(self._endpoint)
+        try:
+            while True:
+                await patiently("wake-up channel", lambda: listener.subscribe(by_channel), self._instruments)
+                for holder in self._holders:  # what was published while nobody listened is lost
+                    holder.wake.set()
+                with suppress(RunnelError):
+                    while True:
+                        channel, message = await listener.message()
+                        holder = by_channel[channel]
+                        holder.wake.set()
+                        if message == MOVED and holder.on_moved is not None:
+                            self._worker_loop.call_soon_threadsafe(holder.on_moved)
+        finally:
+            await listener.close()

@@ -1,0 +1,246 @@
+"""A worker's seat in the group of one processor: from the coordinator's answers to running partitions."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from runnel._core.partitions import PartitionState
+from runnel._core.reconcile import reconcile
+from runnel._redis import scripts
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Endpoint, Link
+from runnel._redis.patience import patiently
+from runnel._redis.scripts import Acquired, Beat, Seat, Stale
+from runnel._worker.committer import Committer
+from runnel._worker.consumer import PartitionConsumer
+from runnel._worker.heartbeats import Heartbeats, Holder
+from runnel._worker.reader import Reader
+from runnel.events import Feed
+from runnel.instruments import Announcement, Instruments
+from runnel.processors import Processor
+from runnel.settings import Settings
+
+__all__ = ["Member", "seat"]
+
+
+def seat(keys: ControlKeys, member: str, partition_count: int, settings: Settings) -> Seat:
+    """The terms of a member, from the settings."""
+    return Seat(
+        keys,
+        member,
+        partition_count,
+        session=int(settings.session_timeout * 1000),
+        join_delay=int(settings.join_delay * 1000),
+        grace=int(settings.grace_period * 1000),
+        # One heartbeat late and without a connection: see the header of heartbeat.lua.
+        silence=int(settings.heartbeat_interval * 1500),
+    )
+
+
+class Member:
+    """Runs the partitions that the coordinator grants.
+
+    Attributes:
+        processor: whose partitions.
+        holder: the seat, shared with the heartbeat thread.
+        processed: events acknowledged in partitions that are not ours any more.
+        released: partitions handed back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        processor: Processor[Any],
+        endpoint: Endpoint,
+        settings: Settings,
+        instruments: Instruments,
+        halt: Callable[[str, BaseException], None],
+    ) -> None:
+        """Arguments:
+        name: of the worker, and so of its members.
+        processor: what to run.
+        endpoint: where Redis is.
+        settings: of the app.
+        instruments: where to announce.
+        halt: stops the worker because of an error.
+        """
+        stream = processor.stream
+        self.processor = processor
+        self._halt = halt
+        self.processed = 0
+        self.released = 0
+        self._instruments = instruments
+        control = ControlKeys.of(settings.name, stream.name, processor.name)
+        self.holder = Holder(
+            processor.name, seat(control, name, stream.partition_count, settings), self._on_beat, self._on_moved
+        )
+        self._heartbeats: Heartbeats
+        self._consumers: dict[int, PartitionConsumer] = {}
+        self._ending: dict[int, set[asyncio.Task[None]]] = {}
+        self._link = Link(endpoint)
+        self._read_link = Link(endpoint, identify=True)
+        self._reader = Reader(self._read_link, self._link, processor.prefetch_count, instruments)
+        self._committer = Committer(self._link, stream.keys, processor.name, name, self, instruments)
+        self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def in_flight(self) -> int:
+        """How many events are being processed."""
+        return sum(consumer.in_flight for consumer in self._consumers.values())
+
+    def start(self, heartbeats: Heartbeats) -> None:
+        """Read and commit for what will be granted."""
+        self._heartbeats = heartbeats
+        self._loops = [
+            asyncio.create_task(self._reader.run(), name=f"runnel-reader-{self.processor.name}"),
+            asyncio.create_task(self._committer.run(), name=f"runnel-committer-{self.processor.name}"),
+        ]
+
+    async def drain(self) -> None:
+        """Hand everything back in good order. Ends when nothing is held any more."""
+        self.holder.draining = True  # before the first release, or the coordinator would grant it to us again
+        self._heartbeats.nudge(self.holder)
+        for consumer in tuple(self._consumers.values()):
+            consumer.drain()
+        while tasks := set().union(*self._ending.values(), (c.task for c in self._consumers.values())):
+            await asyncio.wait(tasks)
+
+    def abort(self) -> None:
+        """Drop everything at once."""
+        self.holder.draining = True
+        for consumer in tuple(self._consumers.values()):
+            consumer.lose("aborted")
+
+    async def close(self) -> None:
+        """End reading and committing, and disconnect."""
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._reader.close()
+        await self._link.close()
+        await self._read_link.close()
+
+    # What the coordinator says
+
+    def _on_beat(self, beat: Beat) -> None:
+        if not beat.known:
+            for consumer in tuple(self._consumers.values()):
+                consumer.lose("evicted from the group")
+            return
+        for consumer in self._consumers.values():
+            if consumer.feed.suspended:
+                consumer.feed.poke()
+        if not beat.full:
+            return
+        # What is released and not yet confirmed still counts as held: the answer may have crossed the release.
+        releasing = dict(self.holder.releases)
+        held = {p: c.feed.token for p, c in self._consumers.items() if c.state is not PartitionState.LOST} | releasing
+        draining = releasing | (held if self.holder.draining else {})
+        plan = reconcile(held, draining, beat.granted, beat.revoked)
+        for partition in plan.lose:
+            if partition in self._consumers:
+                self._consumers[partition].lose("granted to another member")
+        for partition in plan.drain:
+            if partition in self._consumers:
+                self._consumers[partition].drain()
+        if not self.holder.draining:
+            for partition, token in plan.acquire:
+                self._begin(partition, token, quarantined=partition in beat.quarantined)
+
+    def _on_moved(self) -> None:
+        for consumer in self._consumers.values():
+            self._committer.probe(consumer.feed)
+
+    def _begin(self, partition: int, token: int, *, quarantined: bool) -> None:
+        log = self.processor.stream.keys.log(partition)
+        feed = Feed(partition, token, log, self.holder.lease, self.processor.prefetch_count)
+        feed.on_done = self._committer.mark
+        feed.on_room = self._reader.look
+        feed.flush = self._committer.flush
+        ending = self._ending.setdefault(partition, set())
+        if partition in self._consumers:
+            ending.add(self._consumers[partition].task)
+        consumer = PartitionConsumer(self, self.processor, feed, quarantined=quarantined, after=frozenset(ending))
+        self._consumers[partition] = consumer
+        consumer.task.add_done_callback(lambda task: self._ended(consumer, task))
+
+    def _ended(self, consumer: PartitionConsumer, task: asyncio.Task[None]) -> None:
+        partition = consumer.feed.partition
+        self.processed += consumer.processed
+        if self._consumers.get(partition) is consumer:
+            del self._consumers[partition]
+        self._ending.get(partition, set()).discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._halt(self.processor.name, error)  # a bug of ours: better to stop than to go on without a partition
+
+    # What the consumers need
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell the instruments."""
+        self._instruments.announce(announcement)
+
+    async def acquire(self, feed: Feed) -> Acquired | Stale:
+        """Fence the previous owner and learn the position."""
+        stream, member = self.processor.stream, self.holder.seat.member
+
+        async def attempt() -> Acquired | Stale:
+            return await scripts.acquire(
+                self._link, stream.keys, self.processor.name, feed.partition, feed.token, member
+            )
+
+        return await patiently("acquire", attempt, self._instruments)
+
+    async def flush(self, feed: Feed) -> None:
+        """Wait until the progress is committed."""
+        await self._committer.flush(feed)
+
+    async def quarantine(self, feed: Feed, event_ids: tuple[str, ...], error: BaseException) -> None:
+        """Mark the partition as poisoned, for all to see."""
+        details = {
+            "events": event_ids,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": "".join(traceback.format_exception(error)),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+        async def attempt() -> bool:
+            return await scripts.quarantine(self._link, self.holder.seat, feed.partition, feed.token, details)
+
+        await patiently("quarantine", attempt, self._instruments)
+
+    def reading(self, feed: Feed, wanted: bool) -> None:
+        """Read for this feed, or do not any more."""
+        if wanted:
+            self._reader.add(feed)
+        else:
+            self._reader.remove(feed)
+
+    def release(self, feed: Feed, floor: int = 0) -> None:
+        """Hand the partition back."""
+        self.released += 1
+        self.holder.floor = max(self.holder.floor, floor)
+        self.holder.releases.append((feed.partition, feed.token))
+        self._heartbeats.nudge(self.holder)
+
+    def halt(self, processor: str, error: BaseException) -> None:
+        """Stop the worker because of this error."""
+        self._halt(processor, error)
+
+    # What the committer finds out
+
+    def fenced(self, feed: Feed) -> None:
+        """Somebody else owns the partition."""
+        self._lose(feed, "fenced by a newer owner")
+
+    def rewound(self, feed: Feed, reason: str, expected: bytes, stored: bytes) -> None:
+        """Redis holds another position than the one we committed last."""
+        consumer = self._consumers.get(feed.partition)
+        if consumer is not None and consumer.feed is feed:
+            consumer.rewind(reason, expected, stored)
+
+    def _lose(self, feed: Feed, reason: str) -> None:
+        consumer = self._consumers.get(feed.partition)
+        if consumer is not None and consumer.feed is feed:
+            consumer.lose(reason)

@@ -1,0 +1,124 @@
+"""Reads ahead for all partitions of a member: one blocking read for all that have room in their buffer."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from runnel._redis.link import REPLY_TIMEOUT, Link
+from runnel._redis.patience import patiently
+from runnel._redis.queries import read, unblock
+from runnel.errors import RunnelError
+from runnel.events import Feed
+from runnel.instruments import Instruments
+
+__all__ = ["Reader"]
+
+BLOCK = 5.0
+"""Seconds that a read waits on the server. Nothing depends on it but the load of an idle worker: whatever changes
+meanwhile ends the wait."""
+
+ROOM = 0.002
+"""Seconds to wait for room in a full buffer before the read blocks for the others alone. A busy partition makes room
+within that, and ending a blocking read costs a command."""
+
+
+class Reader:
+    """Fills the feeds of one member. A read has no effect on the server, so failures are repeated without thought."""
+
+    def __init__(self, link: Link, control: Link, count: int, instruments: Instruments) -> None:
+        """Arguments:
+        link: for reading; identified, so that it can be unblocked.
+        control: for unblocking it.
+        count: entries at most per partition and read.
+        instruments: where to announce outages.
+        """
+        self._link = link
+        self._control = control
+        self._count = count
+        self._instruments = instruments
+        self._feeds: dict[bytes, Feed] = {}
+        self._changed = asyncio.Event()
+        self._blocked = False
+        self._unblocking: asyncio.Task[None] | None = None
+
+    def add(self, feed: Feed) -> None:
+        """Read for this feed from now on."""
+        self._feeds[feed.log.encode()] = feed
+        self.look()
+
+    def remove(self, feed: Feed) -> None:
+        """Do not read for this feed any more."""
+        self._feeds.pop(feed.log.encode(), None)
+
+    def look(self, feed: Feed | None = None) -> None:
+        """A feed is new, or has room again: look at them before going on to wait."""
+        self._changed.set()
+        if self._blocked and (self._unblocking is None or self._unblocking.done()):
+            self._unblocking = asyncio.create_task(self._unblock(), name="runnel-unblock")
+
+    async def run(self) -> None:
+        """Read for ever.
+
+        1. Nobody has room: wait for it.
+        2. Somebody is full and will soon have room: take what is there for the others, and give them a moment.
+        3. Otherwise block until there is something.
+        """
+        while True:
+            self._changed.clear()
+            hungry = [feed for feed in self._feeds.values() if feed.hungry()]
+            if not hungry:
+                await self._changed.wait()  # 1
+            elif len(hungry) == len(self._feeds) or (not await self._read(hungry, None) and not await self._room()):
+                await self._read(hungry, BLOCK)  # 3
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._unblocking is not None:
+            self._unblocking.cancel()
+            await asyncio.gather(self._unblocking, return_exceptions=True)
+
+    async def _room(self) -> bool:
+        try:
+            async with asyncio.timeout(ROOM):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _read(self, feeds: list[Feed], block: float | None) -> bool:
+        names = [feed.log for feed in feeds]
+        cursors = [feed.cursor for feed in feeds]
+
+        async def attempt() -> list[tuple[bytes, list[Any]]]:
+            return await read(
+                self._link,
+                names,
+                cursors,
+                count=self._count,
+                block=None if block is None else int(block * 1000),
+                timeout=REPLY_TIMEOUT + (block or 0),
+            )
+
+        self._blocked = block is not None
+        try:
+            found = await patiently("read", attempt, self._instruments)
+        finally:
+            self._blocked = False
+        if not found:
+            return False
+        sent = dict(zip(names, cursors, strict=True))
+        for log, entries in found:
+            feed = self._feeds.get(log)
+            # The feed may be gone, or have been set back, while the answer was on its way.
+            if feed is not None and not feed.ended and feed.cursor == sent.get(feed.log):
+                feed.add(entries)
+        return True
+
+    async def _unblock(self) -> None:
+        """End the blocking read. It may not have reached the server yet, so repeat until it has ended."""
+        with suppress(RunnelError):
+            while self._blocked:
+                client_id = self._link.client_id
+                if client_id is not None and await unblock(self._control, client_id):
+                    return
+                await asyncio.sleep(0.001)

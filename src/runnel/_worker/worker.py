@@ -1,0 +1,164 @@
+"""The worker: one process that runs processors and background tasks until it is told to stop."""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from runnel._redis.link import Link
+from runnel._redis.queries import server_version
+from runnel._worker.background import Background
+from runnel._worker.heartbeats import Heartbeats
+from runnel._worker.member import Member
+from runnel.app import App
+from runnel.errors import UnknownProcessor, did_you_mean
+from runnel.instruments import WorkerStarted, WorkerStopped, WorkerStopping
+from runnel.processors import Processor
+
+__all__ = ["Worker", "select_processors"]
+
+
+def select_processors(app: App, names: Sequence[str] | None) -> list[Processor[Any]]:
+    """The processors of an app by name; all of them for ``None``.
+
+    Raises:
+        UnknownProcessor: the app has none of that name.
+    """
+    if names is None:
+        return list(app.processors.values())
+    for name in names:
+        if name not in app.processors:
+            known = ", ".join(app.processors) or "none"
+            raise UnknownProcessor(
+                f'The app "{app.name}" has no processor "{name}".{did_you_mean(name, app.processors)} It has: {known}.'
+            )
+    return [app.processors[name] for name in dict.fromkeys(names)]
+
+
+class Worker:
+    """Runs an app.
+
+    Attributes:
+        name: unique: host, process id, and a few random letters.
+        processors: what it runs.
+        server: name and version of the Redis server, once it is known.
+        failure: the error that halted it, if one did.
+    """
+
+    def __init__(self, app: App, processors: Sequence[str] | None = None) -> None:
+        """Arguments:
+        app: what to run.
+        processors: names; ``None`` for all. Background tasks run in either case.
+
+        Raises:
+            UnknownProcessor: the app has none of that name.
+        """
+        self.app = app
+        self.name = f"{socket.gethostname().replace('|', '_')}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.processors = select_processors(app, processors)
+        self.server = ""
+        self.failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self._reason = ""
+        self._aborted = asyncio.Event()
+        self._members: list[Member] = []
+
+    async def prepare(self) -> None:
+        """Reach Redis, and compare the stored streams with ours; before anything starts.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+            MetadataMismatch: a stream is stored with other properties.
+        """
+        link = Link(self.app.endpoint)
+        try:
+            self.server = await server_version(link)
+            for stream in {processor.stream.name: processor.stream for processor in self.processors}.values():
+                await self.app.declare(stream, link)
+        finally:
+            await link.close()
+
+    async def run(self) -> int:
+        """Run until stopped.
+
+        1. Join: a heartbeat thread for all seats; members act on its answers.
+        2. Wait until told to stop.
+        3. Drain: no new events; each partition finishes its event, commits, and is released as soon as it has.
+        4. Leave the groups, and stop the heartbeats: not before, or unfinished partitions would be taken from us.
+        5. Send what is still to be sent; disconnect.
+
+        Returns:
+            The exit status: 0, 1 if a processor halted, 130 if aborted.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached at the start. Later on it is waited for.
+            MetadataMismatch: a stream is stored with other properties.
+        """
+        if not self.server:
+            await self.prepare()
+        app, endpoint = self.app, self.app.endpoint
+        self._members = [
+            Member(self.name, processor, endpoint, app.settings, app.instruments, self._halt)
+            for processor in self.processors
+        ]
+        background = Background(self.name, app.tasks, endpoint, app.settings, app.instruments)
+        holders = [member.holder for member in self._members]
+        if background.holder is not None:
+            holders.append(background.holder)
+        heartbeats = Heartbeats(endpoint, holders, app.settings.heartbeat_interval, app.instruments)
+        heartbeats.start()  # 1
+        for member in self._members:
+            member.start(heartbeats)
+        background.start(heartbeats)
+        app.instruments.announce(WorkerStarted(self.name, tuple(p.name for p in self.processors)))
+
+        await self._stop.wait()  # 2
+        stopping_since = time.monotonic()
+        in_flight = sum(member.in_flight for member in self._members)
+        app.instruments.announce(WorkerStopping(self.name, self._reason, in_flight))
+        drain = asyncio.create_task(self._drain(background))  # 3
+        abort = asyncio.create_task(self._aborted.wait())
+        await asyncio.wait([drain, abort], return_when=asyncio.FIRST_COMPLETED)
+        if self._aborted.is_set():
+            for member in self._members:
+                member.abort()
+        await drain
+        abort.cancel()
+        await heartbeats.stop()  # 4
+        for member in self._members:
+            await member.close()
+        if not self._aborted.is_set():
+            await app.aclose()  # 5
+        app.instruments.announce(
+            WorkerStopped(
+                self.name,
+                sum(member.processed for member in self._members),
+                sum(member.released for member in self._members),
+                time.monotonic() - stopping_since,
+            )
+        )
+        if self._aborted.is_set():
+            return 130
+        return 1 if self.failure is not None else 0
+
+    async def _drain(self, background: Background) -> None:
+        await asyncio.gather(background.stop(), *(member.drain() for member in self._members))
+
+    def stop(self, reason: str) -> None:
+        """Drain and end. A second call changes nothing."""
+        if not self._stop.is_set():
+            self._reason = reason
+            self._stop.set()
+
+    def abort(self) -> None:
+        """End without waiting for events in progress; they will be processed again."""
+        self.stop("aborted")
+        self._aborted.set()
+
+    def _halt(self, processor: str, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+        self.stop(f'the processor "{processor}" halted')

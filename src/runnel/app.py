@@ -1,0 +1,413 @@
+"""The app: where streams, processors and background tasks are declared.
+
+Nothing is connected when an app is made; a connection is opened when something is sent, or by a worker.
+"""
+
+import asyncio
+import importlib
+import random
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+from runnel._core.backoff import delays
+from runnel._redis.link import Endpoint, Link
+from runnel._redis.patience import patiently
+from runnel._redis.producer import Limits, Producer
+from runnel._redis.scripts import AppendStatus, Batch, append, declare
+from runnel.constants import ExceptionPolicy
+from runnel.errors import ConfigurationError
+from runnel.events import Events
+from runnel.instruments import Instruments
+from runnel.interfaces import Compressor, Middleware, Serializer
+from runnel.processors import Processor
+from runnel.records import Record
+from runnel.settings import Settings, check_names, load_settings
+from runnel.streams import Stream, StreamOptions
+from runnel.tasks import BackgroundTask, Crontab, Startup, Timer
+
+__all__ = ["App"]
+
+R = TypeVar("R", bound=Record)
+Function = TypeVar("Function", bound=Callable[[], Awaitable[Any]])
+
+
+class App:
+    """A project: its name in Redis, its settings, its streams, processors and background tasks.
+
+    Example:
+        ``app = App(name="myapp", redis_url="redis://127.0.0.1")``
+
+    Arguments:
+        name: part of every key in Redis.
+        **settings: any of :class:`runnel.settings.Settings`; what is not given comes from ``RUNNEL_*`` variables.
+
+    Attributes:
+        settings: the settings in force.
+        streams: by name.
+        processors: by name.
+        tasks: the background tasks, in the order of their declaration.
+        instruments: announces what happens.
+
+    Raises:
+        UnknownSetting: a keyword is no setting.
+        ConfigurationError: a setting has a value that does not fit.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.settings: Settings = load_settings({"name": name, **settings})
+        self.streams: dict[str, Stream[Any]] = {}
+        self.processors: dict[str, Processor[Any]] = {}
+        self.tasks: list[BackgroundTask] = []
+        self.instruments = Instruments()
+        self._outlets: WeakKeyDictionary[asyncio.AbstractEventLoop, _Outlet] = WeakKeyDictionary()
+
+    @property
+    def name(self) -> str:
+        """The name of the app."""
+        return self.settings.name
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where Redis is.
+
+        Raises:
+            ConfigurationError: ``redis_url`` is not a URL that redis-py understands.
+        """
+        return Endpoint(self.settings.redis_url)
+
+    def configure(self, **settings: Any) -> None:
+        """Override settings, as command-line options do. Streams and processors keep what they were declared with.
+
+        Raises:
+            UnknownSetting: a keyword is no setting.
+            ConfigurationError: a value does not fit.
+        """
+        given = {field: getattr(self.settings, field) for field in self.settings.model_fields_set}
+        self.settings = load_settings({**given, **settings})
+
+    # Declarations
+
+    def stream(
+        self,
+        name: str,
+        record: type[R],
+        partition_by: str | Callable[[R], Any],
+        *,
+        partition_count: int | None = None,
+        partition_size: int | None = None,
+        hasher: Callable[[Any], int] | None = None,
+        serializer: Serializer | None = None,
+        compressor: Compressor | None = None,
+        on_full: str | None = None,
+    ) -> Stream[R]:
+        """Declare a stream. What is not given comes from the settings of the same names.
+
+        Arguments:
+            name: unique within the app.
+            record: the type of its records.
+            partition_by: the field whose value is the key, or a callable from record to key. Events with equal keys are
+                processed in the order in which they were sent.
+            partition_count: number of partitions; fixed when the stream is first used.
+            partition_size: entries that a partition keeps, roughly.
+            hasher: from a key to a number.
+            serializer: of structured records.
+            compressor: of structured records.
+            on_full: ``wait``, ``raise`` or ``trim``.
+
+        Raises:
+            ConfigurationError: the name is taken, or something does not fit.
+        """
+        if name in self.streams:
+            raise ConfigurationError(
+                f'The app "{self.name}" has two streams named "{name}". Give one of them another name.'
+            )
+        given = {
+            "partition_count": partition_count,
+            "partition_size": partition_size,
+            "hasher": hasher,
+            "serializer": serializer,
+            "compressor": compressor,
+            "on_full": on_full,
+        }
+        chosen = self._chosen(f'stream "{name}"', given)
+        options = StreamOptions(
+            chosen.partition_count,
+            chosen.hasher,
+            chosen.serializer,
+            chosen.compressor,
+            Limits(chosen.partition_size, chosen.on_full, chosen.on_full_timeout, chosen.send_timeout),
+        )
+        return self._add_stream(name, record, partition_by, options)
+
+    def processor(
+        self,
+        stream: Stream[R],
+        *,
+        name: str | None = None,
+        exception_policy: ExceptionPolicy | None = None,
+        middleware: Sequence[Middleware] = (),
+        prefetch_count: int | None = None,
+        commit: str | None = None,
+        grace_period: float | None = None,
+    ) -> Callable[[Callable[[Events[R]], Awaitable[Any]]], Processor[R]]:
+        """Declare a processor: an async function over the events of a partition, run once per partition.
+
+        Arguments:
+            stream: what to process.
+            name: unique within the app; positions are kept under it. Default: the function's name.
+            exception_policy: what becomes of a partition when the function raises.
+            middleware: runs around the events, the first one nearest to the source.
+            prefetch_count: events read at a time per partition.
+            commit: ``auto`` or ``each``, see :class:`runnel.settings.Settings`.
+            grace_period: seconds that the event in progress may take when the partition is handed over.
+
+        Raises:
+            ConfigurationError: the name is taken, or something does not fit.
+        """
+        if not isinstance(stream, Stream):
+            raise ConfigurationError(f"@app.processor needs a stream, such as one made by app.stream; got {stream!r}.")
+
+        def decorate(function: Callable[[Events[R]], Awaitable[Any]]) -> Processor[R]:
+            chosen_name: str = name or function.__name__
+            if chosen_name in self.processors:
+                raise ConfigurationError(
+                    f'The app "{self.name}" has two processors named "{chosen_name}". Positions are kept under that '
+                    'name, so rename one of them, or use @app.processor(..., name="...").'
+                )
+            given = {
+                "exception_policy": exception_policy,
+                "prefetch_count": prefetch_count,
+                "commit": commit,
+                "grace_period": grace_period,
+            }
+            chosen = self._chosen(f'processor "{chosen_name}"', given)
+            processor = Processor(
+                chosen_name,
+                stream,
+                function,
+                chosen.exception_policy,
+                tuple(middleware),
+                chosen.prefetch_count,
+                chosen.commit,
+                chosen.grace_period,
+            )
+            self.processors[chosen_name] = processor
+            return processor
+
+        return decorate
+
+    @overload
+    def task(self, function: Function) -> Function: ...
+    @overload
+    def task(self, *, on_leader: bool = False) -> Callable[[Function], Function]: ...
+    def task(
+        self, function: Function | None = None, *, on_leader: bool = False
+    ) -> Function | Callable[[Function], Function]:
+        """Declare a function that runs when a worker starts.
+
+        Arguments:
+            function: an async function without arguments.
+            on_leader: run it on the lead worker only. It runs when a worker becomes the leader, and is cancelled when it
+                ceases to be.
+
+        Example:
+            ``@app.task`` or ``@app.task(on_leader=True)``
+        """
+
+        def decorate(function: Function) -> Function:
+            self._add_task(Startup(function.__name__, function, on_leader))
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    def timer(self, *, interval: float, on_leader: bool = False) -> Callable[[Function], Function]:
+        """Declare a function that runs periodically.
+
+        Arguments:
+            interval: seconds between two runs. Runs do not overlap: one that takes longer skips ticks.
+            on_leader: run it on the lead worker only; each tick once, also while leaders change.
+        """
+
+        def decorate(function: Function) -> Function:
+            self._add_task(Timer(function.__name__, function, on_leader, interval))
+            return function
+
+        return decorate
+
+    def crontab(
+        self, spec: str, *, timezone: str | None = None, on_leader: bool = False
+    ) -> Callable[[Function], Function]:
+        """Declare a function that runs at times of the calendar.
+
+        Arguments:
+            spec: minute, hour, day of month, month, day of week, as in ``45 17 * * *``.
+            timezone: IANA name. Default: the setting ``timezone``, which is UTC.
+            on_leader: run it on the lead worker only; each tick once, also while leaders change.
+
+        Raises:
+            ConfigurationError: a bad expression or zone.
+        """
+
+        def decorate(function: Function) -> Function:
+            zone = self.settings.timezone if timezone is None else str(timezone)
+            self._add_task(Crontab(function.__name__, function, on_leader, spec, zone))
+            return function
+
+        return decorate
+
+    def discover(self) -> list[str]:
+        """Import the modules that the setting ``autodiscover`` names, relative to the working directory.
+
+        Returns:
+            The names of the modules.
+
+        Raises:
+            ConfigurationError: the pattern matches nothing.
+        """
+        pattern = self.settings.autodiscover
+        if pattern is None:
+            return []
+        here = Path.cwd()
+        try:
+            paths = sorted(path for path in here.glob(pattern) if path.suffix == ".py")
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigurationError(f'autodiscover="{pattern}" is not a glob pattern: {error}.') from error
+        if not paths:
+            raise ConfigurationError(
+                f'autodiscover="{pattern}" matches no Python file in {here}. The pattern is relative to the directory '
+                'in which the worker starts; for example "myproj/**/streams.py".'
+            )
+        if str(here) not in sys.path:
+            sys.path.insert(0, str(here))
+        modules = []
+        for path in paths:
+            parts = path.relative_to(here).with_suffix("").parts
+            modules.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        for module in modules:
+            importlib.import_module(module)
+        return modules
+
+    # Sending
+
+    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+        """Append entries; what :meth:`Stream.send` calls."""
+        return await self._outlet().send(stream, items)
+
+    async def send_once(
+        self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str, position: str
+    ) -> None:
+        """Append an entry once; what :meth:`Stream.send_once` calls."""
+        await self._outlet().send_once(stream, partition, entry, origin, position)
+
+    async def declare(self, stream: Stream[Any], link: Link) -> None:
+        """Make sure that the stream's stored properties are ours.
+
+        Raises:
+            MetadataMismatch: they are not.
+            RedisUnavailable: Redis is away.
+        """
+        stream.check_metadata(await declare(link, stream.keys, stream.properties))
+
+    async def aclose(self) -> None:
+        """Send what is still to be sent, and close the connections that sending has opened on this event loop."""
+        outlet = self._outlets.pop(asyncio.get_running_loop(), None)
+        if outlet is not None:
+            await outlet.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # Inside
+
+    def _outlet(self) -> "_Outlet":
+        loop = asyncio.get_running_loop()
+        if loop not in self._outlets:
+            self._outlets[loop] = _Outlet(self)
+        return self._outlets[loop]
+
+    def _chosen(self, what: str, given: dict[str, Any]) -> Settings:
+        """The settings with what was given for one stream or processor."""
+        overrides = {name: value for name, value in given.items() if value is not None}
+        check_names(overrides)
+        ours = {field: getattr(self.settings, field) for field in self.settings.model_fields_set}
+        try:
+            return load_settings({**ours, **overrides})
+        except ConfigurationError as error:
+            raise type(error)(f"In the declaration of {what}: {error}") from None
+
+    def _add_stream(
+        self, name: str, record: type[R], partition_by: str | Callable[[R], Any], options: StreamOptions
+    ) -> Stream[R]:
+        stream = Stream(self.name, name, record, partition_by, options, self)
+        self.streams[name] = stream
+        return stream
+
+    def sibling(self, stream: Stream[R], name: str) -> Stream[R]:
+        """The stream ``name`` with the properties of another; declared if it is not yet."""
+        if name in self.streams:
+            return self.streams[name]
+        return self._add_stream(name, stream.record, stream.partition_by, stream.options)
+
+    def _add_task(self, task: BackgroundTask) -> None:
+        if not asyncio.iscoroutinefunction(task.function):
+            raise ConfigurationError(f'The background task "{task.name}" must be an async function without arguments.')
+        if any(other.name == task.name for other in self.tasks):
+            raise ConfigurationError(
+                f'The app "{self.name}" has two background tasks named "{task.name}". Rename one of them.'
+            )
+        self.tasks.append(task)
+
+
+class _Outlet:
+    """What an app sends through, on one event loop."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._link = Link(app.endpoint)
+        self._producers: dict[str, Producer] = {}
+
+    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+        producer = self._producers.get(stream.name)
+        if producer is None:
+            await self._app.declare(stream, self._link)
+            producer = Producer(self._link, stream.keys, stream.options.limits, self._app.instruments)
+            producer = self._producers.setdefault(stream.name, producer)
+        return await producer.send(items)
+
+    async def send_once(
+        self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str, position: str
+    ) -> None:
+        limits = stream.options.limits
+        batch = Batch(partition, origin, position.encode(), [entry])
+
+        async def attempt() -> bool:
+            await self._app.declare(stream, self._link)
+            answers = await append(
+                self._link,
+                stream.keys,
+                stream.keys.slot_group(partition),
+                [batch],
+                limit=limits.partition_size,
+                trim=limits.on_full == "trim",
+                expiry=0,
+            )
+            return answers[0].status is not AppendStatus.FULL
+
+        for delay in delays(0.02, 1.0, random.random):
+            if await patiently(f"send to {stream.name}", attempt, self._app.instruments):
+                return
+            await asyncio.sleep(delay)
+
+    async def close(self) -> None:
+        for producer in self._producers.values():
+            await producer.close()
+        await self._link.close()

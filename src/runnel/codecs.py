@@ -1,0 +1,236 @@
+"""How a record becomes an entry of the log, and back.
+
+Structured records are one field ``data``; primitive records are native fields. Fields whose names begin with ``~`` are
+headers: they travel with an entry and are not part of the record. What is on the wire depends on the stream's
+declaration alone, never on what is installed.
+"""
+
+import gzip
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import pydantic
+from pydantic import BaseModel
+
+from runnel.errors import DecodeError
+from runnel.interfaces import Compressor, Serializer
+
+__all__ = ["HEADER", "Codec", "Gzip", "JSONSerializer", "PrimitiveCodec", "StructuredCodec", "flat_headers"]
+
+R = TypeVar("R", bound=BaseModel)
+
+HEADER = b"~"
+"""What the name of a header begins with on the wire. It cannot begin a Python identifier, so no field is mistaken."""
+
+_DATA = b"data"
+_ENVELOPE = b"\x00"
+"""Begins data that is not the plain output of a serializer: envelope, name of the compressor, envelope, payload."""
+
+
+class JSONSerializer(Serializer):
+    """JSON by pydantic-core, straight from and to the record. The default."""
+
+    name = "json"
+
+    def dumps(self, value: Any) -> bytes:
+        """JSON for plain values."""
+        return pydantic.TypeAdapter(Any).dump_json(value)
+
+    def loads(self, data: bytes) -> Any:
+        """Plain values from JSON."""
+        return pydantic.TypeAdapter(Any).validate_json(data)
+
+
+class Gzip(Compressor):
+    """gzip, from the standard library.
+
+    Arguments:
+        level: 1 (fastest) to 9 (smallest).
+    """
+
+    name = "gzip"
+
+    def __init__(self, level: int = 6) -> None:
+        self.level = level
+
+    def compress(self, data: bytes) -> bytes:
+        """Compress; without a time stamp, so that equal records have equal bytes."""
+        return gzip.compress(data, self.level, mtime=0)
+
+    def decompress(self, data: bytes) -> bytes:
+        """Decompress."""
+        return gzip.decompress(data)
+
+
+def flat_headers(headers: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
+    """Headers as fields of an entry."""
+    return tuple(
+        part
+        for name, value in headers.items()
+        for part in (HEADER + name.encode(), value.encode() if isinstance(value, str) else value)
+    )
+
+
+class Codec(ABC, Generic[R]):
+    """Turns records of one type into fields, and back.
+
+    ``decode`` is an attribute rather than a method: the hot path calls it once per event.
+    """
+
+    format: str
+    """What the stream's metadata remembers."""
+
+    decode: Callable[[Sequence[bytes]], R]
+    """The record that the fields of an entry stand for.
+
+    Raises:
+        DecodeError: they are not a record of this type.
+    """
+
+    @abstractmethod
+    def encode(self, record: R) -> tuple[bytes, ...]:
+        """The fields of an entry, flat: name, value, name, value."""
+
+
+class StructuredCodec(Codec[R]):
+    """One field ``data``, serialized, and compressed where asked for."""
+
+    def __init__(self, record: type[R], serializer: Serializer, compressor: Compressor | None) -> None:
+        self.format = serializer.name
+        known: dict[bytes, Callable[[bytes], bytes]] = {b"": bytes, Gzip.name.encode(): Gzip().decompress}
+        if compressor is not None:
+            known[compressor.name.encode()] = compressor.decompress
+        self._dump = self._dumper(record, serializer)
+        self._wrap = self._wrapper(compressor)
+        self.decode = self._decoder(record, self._loader(record, serializer), known)
+
+    def encode(self, record: R) -> tuple[bytes, ...]:
+        """``data`` and the serialized record."""
+        return (_DATA, self._wrap(self._dump(record)))
+
+    @staticmethod
+    def _dumper(record: type[R], serializer: Serializer) -> Callable[[R], bytes]:
+        if type(serializer) is JSONSerializer:
+            to_json: Callable[[R], bytes] = record.__pydantic_serializer__.to_json
+            return to_json
+        return lambda value: serializer.dumps(value.model_dump(mode="json"))
+
+    @staticmethod
+    def _loader(record: type[R], serializer: Serializer) -> Callable[[bytes], R]:
+        if type(serializer) is JSONSerializer:
+            validate: Callable[[bytes], R] = record.__pydantic_validator__.validate_json
+            return validate
+        return lambda data: record.model_validate(serializer.loads(data))
+
+    @staticmethod
+    def _wrapper(compressor: Compressor | None) -> Callable[[bytes], bytes]:
+        if compressor is None:
+            return lambda data: data if data[:1] != _ENVELOPE else _ENVELOPE + _ENVELOPE + data
+        head = _ENVELOPE + compressor.name.encode() + _ENVELOPE
+        return lambda data: head + compressor.compress(data)
+
+    @staticmethod
+    def _decoder(
+        record: type[R], load: Callable[[bytes], R], known: Mapping[bytes, Callable[[bytes], bytes]]
+    ) -> Callable[[Sequence[bytes]], R]:
+        def decode(fields: Sequence[bytes]) -> R:
+            try:
+                data = fields[1] if fields[0] == _DATA else _find_data(fields)
+                if data[:1] == _ENVELOPE:
+                    _, name, payload = data.split(_ENVELOPE, 2)
+                    decompress = known.get(name)
+                    if decompress is None:
+                        raise DecodeError(
+                            f'The entry is compressed with "{name.decode(errors="replace")}", which this stream does '
+                            "not know. Give the stream the compressor that the producers use."
+                        )
+                    data = decompress(payload)
+                return load(data)
+            except DecodeError:
+                raise
+            except Exception as error:
+                raise DecodeError(f"The entry is not a record of {record.__name__}: {_brief(error)}") from error
+
+        return decode
+
+
+class PrimitiveCodec(Codec[R]):
+    """Native fields of the stream: one per field of the record."""
+
+    format = "primitive"
+
+    def __init__(self, record: type[R]) -> None:
+        readers = {name.encode(): (name, _READERS[field.annotation]) for name, field in record.model_fields.items()}
+        names = [(name, name.encode()) for name in record.model_fields]
+        validate = record.__pydantic_validator__.validate_python
+
+        def encode(value: R) -> tuple[bytes, ...]:
+            return tuple(part for name, raw in names for part in (raw, _primitive(getattr(value, name))))
+
+        def decode(fields: Sequence[bytes]) -> R:
+            try:
+                found = {}
+                for name, value in zip(fields[::2], fields[1::2], strict=True):
+                    if name in readers:
+                        key, reader = readers[name]
+                        found[key] = reader(value)
+                return cast("R", validate(found))
+            except Exception as error:
+                raise DecodeError(f"The entry is not a record of {record.__name__}: {_brief(error)}") from error
+
+        self._encode = encode
+        self.decode = decode
+
+    def encode(self, record: R) -> tuple[bytes, ...]:
+        """Name and value of each field."""
+        return self._encode(record)
+
+
+def _primitive(value: object) -> bytes:
+    """A primitive value on the wire: text, numbers in decimal, ``true`` or ``false``, bytes as they are."""
+    match value:
+        case bytes():
+            return value
+        case str():
+            return value.encode()
+        case bool():
+            return b"true" if value else b"false"
+        case float():
+            return repr(value).encode()
+        case int():
+            return b"%d" % value
+        case _:
+            raise TypeError(f"{type(value).__name__} is not a primitive type")
+
+
+def _boolean(value: bytes) -> bool:
+    return {b"true": True, b"false": False}[value]
+
+
+_READERS: dict[Any, Callable[[bytes], Any]] = {
+    str: bytes.decode,
+    int: int,
+    float: float,
+    bool: _boolean,
+    bytes: bytes,
+}
+
+
+def _find_data(fields: Sequence[bytes]) -> bytes:
+    for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if name == _DATA:
+            return value
+    raise DecodeError(
+        'The entry has no field "data". Was it added by something else than Runnel, or by a primitive stream?'
+    )
+
+
+def _brief(error: Exception) -> str:
+    """An error in one line; a validation error without links and inputs."""
+    if isinstance(error, pydantic.ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'data'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False, include_context=False)
+        )
+    return f"{type(error).__name__}: {error}"

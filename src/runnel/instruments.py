@@ -5,6 +5,7 @@ event of a stream. Subscribers are called at once, on the thread that announces 
 and must return quickly.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ __all__ = [
     "WorkerStopped",
     "WorkerStopping",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,4 +197,7 @@ class Instruments:
     def announce(self, announcement: Announcement) -> None:
         """Tell every subscriber."""
         for subscriber in tuple(self._subscribers):
-            subscriber(announcement)
+            try:
+                subscriber(announcement)
+            except Exception:  # who only looks on must not stop the work
+                _log.exception("A subscriber failed for %r", announcement)

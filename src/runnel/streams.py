@@ -50,6 +50,7 @@ class Stream(Generic[R]):
         name: the stream's name within its app.
         record: the type of its records.
         partition_count: the number of its partitions.
+        outlet: what it sends through: its app.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Stream(Generic[R]):
             if record.runnel_primitive
             else StructuredCodec(record, options.serializer, options.compressor)
         )
-        self._outlet = outlet
+        self.outlet = outlet
 
     async def send(self, *records: R) -> list[str]:
         """Append records to the stream, each to the partition of its key. Those with equal keys keep their order.
@@ -101,7 +102,7 @@ class Stream(Generic[R]):
                     f'The stream "{self.name}" takes records of {self.record.__name__}, not {type(record).__name__}.'
                 )
         items = [(self.partition_of(record), self.codec.encode(record)) for record in records]
-        return [entry_id.decode() for entry_id in await self._outlet.send(self, items)]
+        return [entry_id.decode() for entry_id in await self.outlet.send(self, items)]
 
     def partition_of(self, record: R) -> int:
         """The partition that a record belongs to.
@@ -138,13 +139,13 @@ class Stream(Generic[R]):
             origin: what the entry comes from; names the sequence that makes this idempotent.
             position: the id of the entry there.
         """
-        return self._outlet.send_once(
+        return self.outlet.send_once(
             self, partition, (*fields, *flat_headers(headers)), origin=origin, position=position
         )
 
     def sibling(self, name: str) -> "Stream[R]":
         """A stream of the same app with the same properties and another name."""
-        return self._outlet.sibling(self, name)
+        return self.outlet.sibling(self, name)
 
     @property
     def properties(self) -> dict[str, str]:

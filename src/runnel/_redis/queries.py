@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runnel._core.entry_ids import BEGINNING
 from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Link
 from runnel.errors import RedisError
@@ -12,6 +13,7 @@ __all__ = [
     "MOVED",
     "LogState",
     "connected_members",
+    "entry_before",
     "log_state",
     "position",
     "publish_moved",
@@ -82,6 +84,14 @@ async def position(link: Link, keys: StreamKeys, processor: str, partition: int)
         return None
     _, offset, count = stored.split(b"|")[:3]
     return offset, int(count)
+
+
+async def entry_before(link: Link, keys: StreamKeys, partition: int, entry_id: bytes) -> bytes | None:
+    """The id of the last entry before ``entry_id``; ``None`` if there is none."""
+    if entry_id == BEGINNING:
+        return None
+    found = await link.call("XREVRANGE", keys.log(partition), b"(" + entry_id, "-", "COUNT", 1)
+    return found[0][0] if found else None
 
 
 async def connected_members(link: Link, keys: ControlKeys) -> list[str]:

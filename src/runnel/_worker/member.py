@@ -18,7 +18,7 @@ from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
 from runnel._worker.reader import Reader
 from runnel.events import Feed
-from runnel.instruments import Announcement, Instruments
+from runnel.instruments import Announcement, Instruments, PartitionFailed
 from runnel.processors import Processor
 from runnel.settings import Settings
 
@@ -173,6 +173,7 @@ class Member:
             del self._consumers[partition]
         self._ending.get(partition, set()).discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            self.announce(PartitionFailed(self.processor.name, partition, (), "halt", error))
             self._halt(self.processor.name, error)  # a bug of ours: better to stop than to go on without a partition
 
     # What the consumers need

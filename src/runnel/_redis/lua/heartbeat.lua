@@ -23,7 +23,7 @@
 -- Answer
 --   {status, epoch, full, waiting, again, grants, revocations}
 --   status        OK, or UNKNOWN: not a member; nothing is owned; join again
---   full          1: grants and revocations are complete. 0: nothing has changed since the last full answer
+--   full          1: grants and revocations are complete. 0: nothing has changed since the last full answer (to a beat)
 --   waiting       number of partitions that will be ours when others have released them
 --   again         ms after which the group needs a heartbeat, or -1
 --   grants        partition, token, quarantined (0 or 1), flat
@@ -66,7 +66,7 @@ local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due'
 local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))
 local clock = tonumber(group[2] or newest) + step
 local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
-local due, joins = tonumber(group[5] or -1), tonumber(group[6] or 0)
+local due, joins = tonumber(group[5] or clock), tonumber(group[6] or 0)   -- lost: as if an assignment had been due
 local run, since = group[7] or '', tonumber(group[8] or 0)
 if #order > 0 then joins = math.max(joins, order[#order].joined) end
 
@@ -157,6 +157,7 @@ if next(gone) then
     if gone[owner:match('^(.-)|')] then
       redis.call('HDEL', OWNERS, partition)
       owners[partition] = nil
+      wake[targets[partition] or ''] = true     -- who was promised it before, which the assignment will not change
     end
   end
   for partition, entry in pairs(pairs_of(QUARANTINE)) do
@@ -209,14 +210,15 @@ end
 
 -- 8. Grants and revocations for the caller.
 local grants, revocations, waiting, full = {}, {}, 0, 0
-if self and (known_epoch ~= text(epoch) or not settled or redis.call('HLEN', OWNERS) < partitions) then
+if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.call('HLEN', OWNERS) < partitions) then
   load()
   full = 1
   local quarantined = redis.call('HLEN', QUARANTINE) > 0 and pairs_of(QUARANTINE) or {}
   local function grant(field, its_token)
     grants[#grants + 1] = field
     grants[#grants + 1] = its_token
-    grants[#grants + 1] = quarantined[field] and '1' or '0'
+    local mark = quarantined[field]     -- of a member, unless the members were lost
+    grants[#grants + 1] = mark and members[mark:match('^(.-)|')] and '1' or '0'
   end
   for partition = 0, partitions - 1 do
     local field = tostring(partition)

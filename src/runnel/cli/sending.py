@@ -1,0 +1,208 @@
+"""Commands that send: ``send`` and ``sendmany``."""
+
+import asyncio
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from pydantic import ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from runnel.cli.targets import app_of, load
+from runnel.cli.terminal import notes, output, reporting, run
+from runnel.errors import RecordError, TargetError, did_you_mean
+from runnel.records import Record
+from runnel.streams import Stream
+
+__all__ = ["send", "sendmany"]
+
+BATCH = 1_000
+"""Records per append."""
+
+StreamTarget = Annotated[str, typer.Argument(metavar="STREAM", help="module:attribute, such as example:orders.")]
+
+
+@reporting
+def send(
+    stream: StreamTarget,
+    value: Annotated[str, typer.Argument(help="The record as JSON; - reads it from stdin.")],
+) -> None:
+    """Send one event. Prints its id."""
+    to = load(stream, Stream, "runnel send")
+    record = parse_record(to, sys.stdin.read() if value == "-" else value)
+    for entry_id in run(_send(to, [record])):
+        output.print(entry_id, markup=False)
+
+
+async def _send(stream: Stream[Any], records: list[Record]) -> list[str]:
+    async with app_of(stream):
+        return await stream.send(*records)
+
+
+@reporting
+def sendmany(
+    stream: StreamTarget,
+    file: Annotated[Path, typer.Argument(help="JSON lines, or CSV with a header (*.csv); - reads JSON lines.")],
+    on_error: Annotated[str, typer.Option(help="What to do about a bad line: skip or stop.")] = "skip",
+    rate: Annotated[float | None, typer.Option(help="Events per second at most.", min=0.001)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the lines, send nothing.")] = False,
+) -> None:
+    """Send many events from a file of any size.
+
+    Bad lines are reported with their number and written to FILE.rejected; the good ones are sent. Exit status 1 if there
+    were bad lines.
+    """
+    if on_error not in ("skip", "stop"):
+        raise TargetError(f'--on-error must be skip or stop, not "{on_error}".')
+    to = load(stream, Stream, "runnel sendmany")
+    if str(file) != "-" and not file.is_file():
+        raise TargetError(f'There is no file "{file}".')
+    sent, rejected = run(_send_lines(to, file, on_error=on_error, rate=rate, dry_run=dry_run))
+    done = "would be sent" if dry_run else "sent"
+    notes.print(f"{sent:,} events {done}.", markup=False)
+    if rejected:
+        where = "" if str(file) == "-" else f" They are in {file}.rejected."
+        notes.print(f"{rejected:,} bad lines were not sent.{where}", style="red", markup=False)
+        raise typer.Exit(1)
+
+
+async def _send_lines(
+    stream: Stream[Any], file: Path, *, on_error: str, rate: float | None, dry_run: bool
+) -> tuple[int, int]:
+    rejects = Rejects(None if str(file) == "-" else file.with_name(file.name + ".rejected"))
+    sent = 0
+    batch: list[Record] = []
+    most = BATCH if rate is None else max(1, min(BATCH, int(rate / 10)))
+    started = time.monotonic()
+    source = sys.stdin if str(file) == "-" else file.open(encoding="utf-8", errors="surrogateescape", newline="")
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} events/s"),
+        TimeElapsedColumn(),
+        console=notes,
+        disable=not notes.is_terminal,
+        transient=True,
+    )
+
+    async def flush() -> None:
+        nonlocal sent
+        if batch and not dry_run:
+            await stream.send(*batch)
+        sent += len(batch)
+        batch.clear()
+        elapsed = time.monotonic() - started
+        progress.update(task, completed=sent, rate=f"{sent / max(elapsed, 1e-9):,.0f}")
+        if rate is not None and sent / rate > elapsed:
+            await asyncio.sleep(sent / rate - elapsed)
+
+    with source, rejects, progress:
+        task = progress.add_task(f"to {stream.name}", total=None, rate="0")
+        async with app_of(stream):
+            for number, line, value in _values(source, as_csv=file.suffix == ".csv"):
+                try:
+                    record = parse_record(stream, value)
+                    stream.partition_of(record)
+                except RecordError as error:
+                    rejects.add(number, line, error)
+                    if on_error == "stop":
+                        break
+                    continue
+                batch.append(record)
+                if len(batch) >= most:
+                    await flush()
+            await flush()
+    return sent, rejects.number
+
+
+def _values(source: TextIO, *, as_csv: bool) -> Iterator[tuple[int, str, str]]:
+    """Number of the line, the line, and the record in it as JSON."""
+    if not as_csv:
+        for number, line in enumerate(source, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n"), line
+        return
+    reader = csv.DictReader(source)
+    for row in reader:
+        given = {name: value for name, value in row.items() if name is not None}
+        yield reader.line_num, ",".join(str(value) for value in row.values()), json.dumps(given)
+
+
+class Rejects:
+    """The bad lines: the first few on stderr, all of them in a file, each with its number and the reason."""
+
+    SHOWN = 5
+
+    def __init__(self, path: Path | None) -> None:
+        """Arguments:
+        path: of the file; ``None`` to show every line instead.
+        """
+        self.number = 0
+        self._path = path
+        self._file: TextIO | None = None
+
+    def add(self, number: int, line: str, error: Exception) -> None:
+        """Report a line."""
+        self.number += 1
+        reason = "; ".join(" ".join(part.split()) for part in str(error).splitlines())
+        if self._path is None or self.number <= self.SHOWN:
+            notes.print(f"line {number}: {reason}", style="yellow", markup=False)
+        elif self.number == self.SHOWN + 1:
+            notes.print("... further bad lines are in the file only", style="yellow", markup=False)
+        if self._path is not None:
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8", errors="surrogateescape")
+            self._file.write(json.dumps({"line": number, "reason": reason, "value": line}) + "\n")
+
+    def __enter__(self) -> "Rejects":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def parse_record(stream: Stream[Any], value: str) -> Record:
+    """The record that a JSON text stands for.
+
+    Raises:
+        RecordError: it is not JSON, or does not fit; says what is wrong with each field.
+    """
+    name = stream.record.__name__
+    try:
+        given = json.loads(value)
+    except ValueError as error:
+        raise RecordError(
+            f"The value is not valid JSON: {error}. It should be an object with {_fields(stream)}."
+        ) from None
+    try:
+        record: Record = stream.record.model_validate_json(value)
+    except ValidationError as error:
+        sent = list(given) if isinstance(given, dict) else []
+        unknown = [field for field in sent if field not in stream.record.model_fields]
+        lines = []
+        for item in error.errors(include_url=False):
+            where = ".".join(map(str, item["loc"])) or "value"
+            hint = ""
+            if item["type"] == "missing" and (near := _near(where, unknown)):
+                hint = f' (you sent "{near}"; did you mean "{where}"?)'
+            elif item["type"] != "missing":
+                hint = f" (you sent {item['input']!r:.80})"
+            lines.append(f"  {where:<15} {item['msg'].lower() if item['type'] == 'missing' else item['msg']}{hint}")
+        raise RecordError(f"The value does not fit {name}:\n" + "\n".join(lines)) from None
+    return record
+
+
+def _near(field: str, unknown: list[str]) -> str:
+    return did_you_mean(field, unknown).split('"')[1] if did_you_mean(field, unknown) else ""
+
+
+def _fields(stream: Stream[Any]) -> str:
+    return ", ".join(stream.record.model_fields)

@@ -1,0 +1,197 @@
+"""Announcements as log lines.
+
+The only module that configures logging, and only when a command asks for it: the library leaves it alone.
+"""
+
+import asyncio
+import logging
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from runnel import instruments as i
+from runnel.errors import RunnelError
+
+__all__ = ["LogSubscriber", "configure_logging", "user_traceback"]
+
+GATHER = 0.05
+"""Seconds within which the partitions of one rebalance arrive, to be logged in one line."""
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+def configure_logging(level: str, form: str, *, colors: bool) -> None:
+    """Log to stderr.
+
+    Arguments:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        form: ``console`` for people or ``json`` for machines.
+        colors: whether the console can show them.
+    """
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30, sort_keys=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso" if form == "json" else "%H:%M:%S.%f", utc=form == "json"),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of an error, beginning where the user's code does. Empty for an error of ours without user's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    while frames and frames[0].filename.startswith(_PACKAGE):
+        del frames[0]
+    if not frames:
+        return "" if isinstance(error, RunnelError) else "".join(traceback.format_exception(error)).rstrip()
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    return "".join(lines + traceback.format_exception_only(error)).rstrip()
+
+
+class LogSubscriber:
+    """Writes what an operator wants to know, one line each. Subscribe it to the instruments of an app."""
+
+    def __init__(self, form: str) -> None:
+        """Arguments:
+        form: ``console`` or ``json``; on the console, tracebacks stand above their line.
+        """
+        self._json = form == "json"
+        self._log = structlog.get_logger("runnel")
+        self._owned: Counter[str] = Counter()
+        self._gained: Counter[str] = Counter()
+        self._released: Counter[str] = Counter()
+        self._lost: Counter[tuple[str, str]] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, announcement: i.Announcement) -> None:
+        """Log an announcement."""
+        log = self._log
+        match announcement:
+            case i.WorkerStarted(worker, processors):
+                log.info("worker started", worker=worker, processors=list(processors))
+            case i.MemberJoined(processor, member):
+                log.info("joined", processor=processor, member=member)
+            case i.MemberEvicted(processor, member):
+                log.warning("evicted: silent for too long, joining again", processor=processor, member=member)
+            case i.PartitionGained(processor, partition, token, position, quarantined):
+                log.debug("partition gained", processor=processor, partition=partition, token=token, position=position)
+                if quarantined:
+                    log.warning("partition is quarantined", processor=processor, partition=partition)
+                self._count(self._gained, processor, 1)
+            case i.PartitionReleased(processor, partition, token, seconds):
+                log.debug("partition released", processor=processor, partition=partition, token=token, seconds=seconds)
+                self._count(self._released, processor, -1)
+            case i.PartitionLost(processor, partition, token, reason):
+                log.debug("partition lost", processor=processor, partition=partition, token=token, reason=reason)
+                self._owned[processor] -= 1
+                self._lost[processor, reason] += 1
+                self._later()
+            case i.PartitionRewound(processor, partition, "reset", expected, stored):
+                (log.debug if expected == stored else log.info)(
+                    "position was reset", processor=processor, partition=partition, previous=expected, position=stored
+                )
+            case i.PartitionRewound(processor, partition, reason, expected, stored):
+                log.error(
+                    "Redis has lost confirmed data; going on from what is stored",
+                    processor=processor,
+                    partition=partition,
+                    confirmed=expected,
+                    stored=stored or "nothing",
+                )
+            case i.LossDetected(processor, partition, entries):
+                log.error(
+                    "events were removed before they were processed",
+                    processor=processor,
+                    partition=partition,
+                    events=entries,
+                )
+            case i.PartitionFailed():
+                self._failed(announcement)
+            case i.TaskFailed(task, error):
+                self._with_traceback(error, "background task failed", task=task)
+            case i.RedisLost(role, error):
+                log.warning("waiting for Redis", operation=role, error=str(error))
+            case i.RedisRecovered(role, seconds):
+                log.info("Redis is back", operation=role, seconds=round(seconds, 2))
+            case i.SequenceGap(stream, partition, stored, sent):
+                log.error(
+                    "Redis has lost events that it had confirmed to this producer",
+                    stream=stream,
+                    partition=partition,
+                    confirmed_batch=sent - 1,
+                    stored_batch=stored,
+                )
+            case i.WorkerStopping(_, reason, in_flight):
+                self._flush()
+                log.info("stopping", reason=reason, in_flight=in_flight)
+            case i.WorkerStopped(_, processed, released, seconds):
+                self._flush()
+                log.info("stopped", processed=processed, released=released, seconds=round(seconds, 3))
+
+    def _failed(self, failed: i.PartitionFailed) -> None:
+        done = {
+            "halt": "processing failed; the worker stops",
+            "quarantine": "processing failed; the partition is stopped until this worker restarts",
+            "ignore": "processing failed; going on behind the failed event",
+        }[failed.policy]
+        ids = list(failed.event_ids)
+        self._with_traceback(
+            failed.error,
+            done,
+            processor=failed.processor,
+            partition=failed.partition,
+            event_ids=ids,
+        )
+
+    def _with_traceback(self, error: BaseException, event: str, **facts: Any) -> None:
+        text = user_traceback(error)
+        brief = str(error) if isinstance(error, RunnelError) else f"{type(error).__name__}: {error}"
+        if self._json:
+            self._log.error(event, **facts, error=brief, **({"traceback": text} if text else {}))
+            return
+        if text:
+            print(text, file=sys.stderr, flush=True)
+        self._log.error(event, **facts, error=brief)
+
+    def _count(self, counter: Counter[str], processor: str, change: int) -> None:
+        counter[processor] += 1
+        self._owned[processor] += change
+        self._later()
+
+    def _later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER, self._flush)
+
+    def _flush(self) -> None:
+        """One line per processor for what has moved since the last."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for processor in sorted({*self._gained, *self._released}):
+            facts = {"gained": self._gained[processor], "released": self._released[processor]}
+            self._log.info(
+                "partitions assigned" if self._gained[processor] else "partitions released",
+                processor=processor,
+                **{name: number for name, number in facts.items() if number},
+                owned=self._owned[processor],
+            )
+        for (processor, reason), number in self._lost.items():
+            self._log.warning(
+                "partitions lost", processor=processor, partitions=number, reason=reason, owned=self._owned[processor]
+            )
+        self._gained.clear()
+        self._released.clear()
+        self._lost.clear()

@@ -1,7 +1,7 @@
 """What Runnel decides: plain functions, so plain tests, without a server and without an event loop."""
 
 from collections.abc import Mapping
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from itertools import islice
@@ -51,7 +51,7 @@ PINNED = [
     (UUID("12345678-1234-5678-1234-567812345678"), b"12345678-1234-5678-1234-567812345678", 10, 6),
     (Decimal("1.50"), b"1.50", 10, 0),
     (datetime(2013, 1, 1, 5, 17), b"2013-01-01T05:17:00", 10, 0),
-    (datetime(2013, 1, 1, 5, 17, tzinfo=timezone.utc), b"2013-01-01T05:17:00+00:00", 15, 6),
+    (datetime(2013, 1, 1, 5, 17, tzinfo=UTC), b"2013-01-01T05:17:00+00:00", 15, 6),
     (date(2013, 1, 1), b"2013-01-01", 12, 1),
     (time(5, 17), b"05:17:00", 2, 5),
 ]

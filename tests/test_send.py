@@ -1,0 +1,255 @@
+"""Sending: one or many, in order, and what happens when a partition is full."""
+
+import asyncio
+
+import pytest
+
+from harness import Recorder, eventually, inspecting, running
+from runnel import App, Record
+from runnel.errors import RedisUnavailable, StreamFull
+from runnel.instruments import LossDetected
+from runnel.streams import Stream
+
+pytestmark = pytest.mark.anyio
+
+
+class Step(Record):
+    key: str
+    n: int
+
+
+def steps(key: str, number: int, start: int = 0) -> list[Step]:
+    return [Step(key=key, n=n) for n in range(start, start + number)]
+
+
+def declare(app_name: str, redis_url: str, **options: object) -> tuple[App, Stream[Step], list[int]]:
+    """An app with a stream, and a processor that is registered when it runs for the first time."""
+    app = App(name=app_name, redis_url=redis_url, **{"partition_count": 1, **options})
+    stream = app.stream("steps", record=Step, partition_by="key")
+    seen: list[int] = []
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+
+    return app, stream, seen
+
+
+async def register(app: App, stream: Stream[Step]) -> None:
+    """Run the processor once, so that what it has not processed is kept for it."""
+    async with inspecting(app) as redis, running(app):
+        await eventually(lambda: redis.link.call("SISMEMBER", stream.keys.registered(0), "proc"))
+
+
+async def numbers(app: App, stream: Stream[Step], partition: int = 0) -> list[int]:
+    """What is in the log."""
+    async with inspecting(app) as redis:
+        return [
+            stream.codec.decode([b"data", fields[b"data"]]).n for _, fields in await redis.entries(stream, partition)
+        ]
+
+
+async def test_sending_one_returns_its_id(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        ids = await stream.send(Step(key="a", n=1))
+        async with inspecting(app) as redis:
+            assert [entry_id for entry_id, _ in await redis.entries(stream, 0)] == ids
+
+
+async def test_sending_nothing_is_no_error(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url) as app:
+        assert await app.stream("steps", record=Step, partition_by="key").send() == []
+
+
+async def test_the_ids_come_in_the_order_of_the_records_over_all_partitions(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=4) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        records = [Step(key=f"key-{n % 9}", n=n) for n in range(300)]
+        ids = await stream.send(*records)
+        async with inspecting(app) as redis:
+            stored = {
+                (partition, entry_id): stream.codec.decode([b"data", fields[b"data"]])
+                for partition in range(4)
+                for entry_id, fields in await redis.entries(stream, partition)
+            }
+    assert len({partition for partition, _ in stored}) > 1
+    assert [stored[stream.partition_of(r), i] for r, i in zip(records, ids, strict=True)] == records
+
+
+async def test_more_than_one_append_holds_arrive_in_order(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        ids = await stream.send(*steps("a", 2500))
+        assert len(set(ids)) == 2500
+        assert await numbers(app, stream) == list(range(2500))
+
+
+async def test_large_records_arrive_in_order(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        stream = app.stream("steps", record=Step, partition_by="n", hasher=lambda _: 0)
+        await stream.send(*(Step(key="x" * 300_000, n=n) for n in range(12)))
+        assert await numbers(app, stream) == list(range(12))
+
+
+async def test_concurrent_sends_keep_the_order_in_which_they_were_called(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=3) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        keys = [f"key-{number}" for number in range(10)]
+        async with asyncio.TaskGroup() as group:
+            for n in range(60):
+                for key in keys:
+                    group.create_task(stream.send(Step(key=key, n=n)))
+        found: dict[str, list[int]] = {key: [] for key in keys}
+        async with inspecting(app) as redis:
+            for partition in range(3):
+                for _, fields in await redis.entries(stream, partition):
+                    step = stream.codec.decode([b"data", fields[b"data"]])
+                    found[step.key].append(step.n)
+    assert found == {key: list(range(60)) for key in keys}
+
+
+async def test_a_cancelled_send_leaves_the_others_in_order(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        tasks = [asyncio.create_task(stream.send(Step(key="a", n=n))) for n in range(200)]
+        await asyncio.sleep(0)
+        for task in tasks[::7]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        found = await numbers(app, stream)
+        assert found == sorted(set(found))
+        assert set(found) >= {n for n in range(200) if n % 7}
+
+
+async def test_closing_an_app_sends_what_is_under_way(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    await stream.send(Step(key="a", n=0))
+    task = asyncio.create_task(stream.send(*steps("a", 2000, start=1)))
+    await asyncio.sleep(0)
+    await app.aclose()
+    assert len(await task) == 2000
+    assert await numbers(app, stream) == list(range(2001))
+
+
+def test_an_app_sends_from_one_event_loop_after_another(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+
+    async def send(n: int) -> list[int]:
+        async with app:
+            await stream.send(Step(key="a", n=n))
+            return await numbers(app, stream)
+
+    assert [asyncio.run(send(n)) for n in range(3)] == [[0], [0, 1], [0, 1, 2]]
+
+
+async def test_sending_without_a_server_fails_with_the_way_out(app_name: str) -> None:
+    async with App(name=app_name, redis_url="redis://127.0.0.1:1", send_timeout=0.2) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        with pytest.raises(RedisUnavailable, match=r"Cannot reach redis://127\.0\.0\.1:1 \(connection refused\)\."):
+            await stream.send(Step(key="a", n=1))
+
+
+# How long a stream gets
+
+
+async def test_a_stream_without_a_processor_is_capped(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1, partition_size=100) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        for start in range(0, 2000, 50):
+            await stream.send(*steps("a", 50, start=start))
+        found = await numbers(app, stream)
+        assert found == list(range(2000 - len(found), 2000))
+        assert 100 <= len(found) <= 300, "MAXLEN ~ keeps whole nodes of about 100 entries"
+
+
+async def test_what_is_processed_is_trimmed(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=200)
+    async with running(app):
+        for start in range(0, 2000, 100):
+            await stream.send(*steps("a", 100, start=start))
+        await eventually(lambda: len(seen) == 2000)
+        assert len(await numbers(app, stream)) <= 400
+    assert seen == list(range(2000))
+
+
+async def test_a_full_partition_refuses_with_on_full_raise(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=10, on_full="raise")
+    await register(app, stream)
+    await stream.send(*steps("a", 10))
+    with pytest.raises(StreamFull) as raised:
+        await stream.send(Step(key="a", n=10))
+    assert str(raised.value) == (
+        'Partition 0 of stream "steps" is full: 10 entries are not yet processed by "proc". 0 of 1 events for it were '
+        'appended. Start more workers, raise partition_size, or use on_full="trim" if the oldest events may be dropped.'
+    )
+    assert await numbers(app, stream) == list(range(10)), "nothing is trimmed that is not processed"
+    async with running(app):
+        await eventually(lambda: len(seen) == 10)
+    assert await stream.send(Step(key="a", n=10))
+    async with running(app):
+        await eventually(lambda: len(seen) == 11)
+    assert seen == list(range(11))
+
+
+async def test_a_full_partition_waits_for_room_in_vain_only_so_long(app_name: str, redis_url: str) -> None:
+    app, stream, _ = declare(app_name, redis_url, partition_size=10, on_full_timeout=0.1)
+    await register(app, stream)
+    await stream.send(*steps("a", 10))
+    before = asyncio.get_running_loop().time()
+    with pytest.raises(StreamFull, match='not yet processed by "proc"'):
+        await stream.send(Step(key="a", n=10))
+    assert 0.1 <= asyncio.get_running_loop().time() - before < 2
+    await app.aclose()
+
+
+async def test_a_full_partition_waits_until_there_is_room(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=10)
+    await register(app, stream)
+    await stream.send(*steps("a", 10))
+    sending = [asyncio.create_task(stream.send(*steps("a", 25, start=10 + 25 * i))) for i in range(4)]
+    async with inspecting(app) as redis:
+        producer_waits = await redis.link.call("XLEN", stream.keys.log(0))
+    assert producer_waits == 10
+    async with running(app):
+        assert [len(ids) for ids in await asyncio.gather(*sending)] == [25] * 4
+        await eventually(lambda: len(seen) == 110)
+    assert seen == list(range(110))
+
+
+async def test_a_full_partition_does_not_hold_up_the_others(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=2, partition_size=5, on_full_timeout=0.3)
+    stream = app.stream("steps", record=Step, partition_by="n", hasher=lambda n: n)
+
+    @app.processor(stream)
+    async def proc(events):
+        async for _ in events.records():
+            pass
+
+    await register(app, stream)
+    await stream.send(*(Step(key="a", n=0) for _ in range(5)))
+    waiting = asyncio.create_task(stream.send(Step(key="a", n=0)))
+    await stream.send(*(Step(key="a", n=1) for _ in range(5)))
+    assert not waiting.done()
+    with pytest.raises(StreamFull, match="Partition 0 "):
+        await waiting
+    await app.aclose()
+
+
+async def test_trim_drops_the_oldest_and_the_loss_is_announced(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=100, on_full="trim")
+    announced = Recorder(app)
+    await stream.send(*steps("a", 5))
+    async with running(app):
+        await eventually(lambda: len(seen) == 5)
+    assert announced.of(LossDetected) == []
+    await stream.send(*steps("a", 1000, start=5))
+    kept = await numbers(app, stream)
+    assert kept == list(range(1005 - len(kept), 1005))
+    async with running(app):
+        await eventually(lambda: seen[-1] == 1004)
+    assert seen == [*range(5), *kept]
+    assert announced.of(LossDetected) == [LossDetected("proc", 0, 1000 - len(kept))]

@@ -143,13 +143,11 @@ async def settle(*members: Member) -> None:
     assert not any(member.waiting or member.draining or member.releases for member in members)
 
 
-async def until(condition: Callable[[], Awaitable[object]], *, within: float = 5.0) -> float:
-    """Ask again and again, until it is so. Returns the seconds that it took."""
-    start = time.monotonic()
+async def until(condition: Callable[[], Awaitable[object]], *, within: float = 5.0) -> None:
+    """Ask again and again, until it is so."""
     with anyio.fail_after(within):
         while not await condition():
             await anyio.lowlevel.checkpoint()
-    return time.monotonic() - start
 
 
 def sizes(*members: Member) -> list[int]:
@@ -223,23 +221,17 @@ async def test_a_member_more_than_partitions_stands_by_and_takes_over(group: Gro
 
 
 async def test_a_join_waits_for_others_so_that_partitions_move_once(group: Group) -> None:
-    group = replace(group, join_delay=300)
+    group = replace(group, join_delay=30_000)
     [a] = await group.joined("a")
     b, c = group.member("b"), group.member("c")
-    start = time.monotonic()
     beat = await b.join()
     assert beat.again is not None
-    assert 0 < beat.again <= 0.3
+    assert 29 < beat.again <= 30
     assert beat.waiting == 0
     await c.join()
     assert set((await group.targets()).values()) == {"a"}
-
-    async def moved() -> bool:
-        await a.say()
-        return bool(a.draining)
-
-    await until(moved)
-    assert 0.29 <= time.monotonic() - start < 2
+    await group.link.call("HINCRBY", group.keys.group, "clock", 30_000)
+    assert len((await a.say()).revoked) == 2
     await settle(a, b, c)
     assert sizes(a, b, c) == [1, 1, 2]
 
@@ -315,7 +307,7 @@ async def test_a_second_revocation_has_a_grace_period_of_its_own(group: Group) -
     assert not (await a.say(drained=False)).revoked
     await group.link.call("HINCRBY", group.keys.group, "clock", 11_000)
     await b.join()
-    assert (await a.say()).revoked
+    assert (await a.say(drained=False)).revoked
     assert (await b.say()).granted == {}
 
 
@@ -447,7 +439,7 @@ async def test_who_is_silent_for_a_session_is_dead(group: Group) -> None:
         return len(b.held) == 4
 
     await until(survivor_has_all)
-    assert 0.39 <= time.monotonic() - silent_since < 2
+    assert time.monotonic() - silent_since >= 0.39
     assert await group.names() == {"b"}
     beat = await a.say()
     assert not beat.known
@@ -511,22 +503,19 @@ async def test_a_silent_member_without_a_connection_is_dead_at_the_second_look(g
     assert 0 < beat.again <= 0.1
     assert await group.names() == {"a", "b"}
     await until(lambda: is_gone(group, b, "a"))
-    assert 0.09 <= time.monotonic() - first_look < 2
+    assert time.monotonic() - first_look >= 0.09
     assert len(b.held) == 4
 
 
 async def test_a_member_that_is_cut_off_but_beats_lives(group: Group) -> None:
-    group = replace(group, silence=300)
+    group = replace(group, silence=10_000)
     a, b = await group.joined("a", "b")
-    start = time.monotonic()
-
-    async def later() -> bool:
+    for _ in range(5):
+        await group.link.call("HINCRBY", group.keys.group, "clock", 6_000)
         assert (await a.say()).known
+        await group.link.call("HINCRBY", group.keys.group, "clock", 6_000)
         assert (await b.say()).known
-        return time.monotonic() - start > 0.8
-
-    await until(later)
-    assert sizes(a, b) == [2, 2]
+    assert await group.names() == {"a", "b"}
 
 
 async def test_a_silent_member_that_is_connected_lives_until_its_connection_is_gone(
@@ -547,7 +536,7 @@ async def test_a_silent_member_that_is_connected_lives_until_its_connection_is_g
     await until(later)
     assert await group.names() == {"a", "b"}
     await listener.close()
-    assert await until(lambda: is_gone(group, b, "a")) < 2
+    await until(lambda: is_gone(group, b, "a"))
     await b.say()
     assert len(b.held) == 4
 
@@ -555,14 +544,14 @@ async def test_a_silent_member_that_is_connected_lives_until_its_connection_is_g
 async def test_after_a_restart_of_the_server_nobody_is_dead_for_want_of_a_connection(group: Group) -> None:
     # 1. the server restarts  2. the first member that is back sees that the others are not connected  3. they are on
     # their way, like itself
-    group = replace(group, silence=0, session=2000)
-    a, b = group.member("a"), group.member("b")
+    group = replace(group, silence=0)
+    a, b = group.member("a"), replace(group, session=2000).member("b")
     await a.join()
     await group.link.call("HSET", group.keys.group, "run", "another")
     restart = time.monotonic()
     await b.join()
     await until(lambda: is_gone(group, b, "a"))
-    assert 0.99 <= time.monotonic() - restart < 1.9
+    assert time.monotonic() - restart >= 0.99
 
 
 # Waking

@@ -97,6 +97,14 @@ class Cluster:
         """What they have done."""
         return read_history(self.history_file)
 
+    async def handled_more(self, number: int) -> None:
+        """Wait until so many more events were handled."""
+        handled = len(self.history())
+        deadline = time.monotonic() + 30
+        while len(self.history()) < handled + number:
+            assert time.monotonic() < deadline, f"no progress: {self.logs()}"
+            await asyncio.sleep(0.02)
+
     async def drained(self, timeout: float = 30) -> list[Effect]:
         """Wait until everything sent was handled at least once."""
         deadline = time.monotonic() + timeout
@@ -143,7 +151,7 @@ async def test_a_killed_worker_loses_nothing_and_its_partitions_go_on_within_two
         load = asyncio.create_task(group.load(stop.is_set))
         takeovers = []
         for victim in tuple(group.workers):
-            await asyncio.sleep(0.8)  # some load before the fault; nothing waits for it
+            await group.handled_more(200)
             killed_at = time.monotonic()
             victim.kill()
             victim.wait()
@@ -185,9 +193,7 @@ async def test_stopped_workers_repeat_nothing_and_exit_with_status_0(
         stop = asyncio.Event()
         load = asyncio.create_task(group.load(stop.is_set))
         for worker in tuple(group.workers):
-            handled = len(group.history())
-            while len(group.history()) < handled + 200:
-                await asyncio.sleep(0.02)
+            await group.handled_more(200)
             worker.terminate()
             group.start()
             assert await asyncio.to_thread(worker.wait, 20) == 0, group.logs()
@@ -207,22 +213,17 @@ async def test_a_frozen_worker_is_fenced_when_it_wakes_up(app_name: str, redis_u
         await group.shared_by(2)
         stop = asyncio.Event()
         load = asyncio.create_task(group.load(stop.is_set))
-        while len(group.history()) < 200:
-            await asyncio.sleep(0.02)
+        await group.handled_more(200)
         frozen = group.workers[0]
         frozen.send_signal(signal.SIGSTOP)
         frozen_at = time.monotonic()
         await group.shared_by(1)
         taken_after = time.monotonic() - frozen_at
         assert taken_after < session + 1, taken_after
-        handled = len(group.history())
-        while len(group.history()) < handled + 200:
-            await asyncio.sleep(0.02)
+        await group.handled_more(200)
         frozen.send_signal(signal.SIGCONT)
         await group.shared_by(2)
-        handled = len(group.history())
-        while len(group.history()) < handled + 200:
-            await asyncio.sleep(0.02)
+        await group.handled_more(200)
         stop.set()
         await load
         history = await group.drained()
@@ -244,14 +245,10 @@ async def test_workers_survive_a_crash_and_restart_of_the_server(
             stop = asyncio.Event()
             load = asyncio.create_task(group.load(stop.is_set))
             for _ in range(2):
-                handled = len(group.history())
-                while len(group.history()) < handled + 200:
-                    await asyncio.sleep(0.02)
+                await group.handled_more(200)
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
-            handled = len(group.history())
-            while len(group.history()) < handled + 200:
-                await asyncio.sleep(0.02)
+            await group.handled_more(200)
             stop.set()
             await load
             history = await group.drained()
@@ -259,3 +256,22 @@ async def test_workers_survive_a_crash_and_restart_of_the_server(
             assert all(worker.poll() is None for worker in group.workers)
             tokens = {(effect.partition, effect.token) for effect in history}
             assert len(tokens) == PARTITIONS, "a restart of the server must not move partitions"
+
+
+async def test_a_handler_that_blocks_the_event_loop_keeps_its_partitions(
+    app_name: str, redis_url: str, tmp_path: Path
+) -> None:
+    session = 1.0
+    blocked = 3 * session
+    async with cluster(app_name, redis_url, tmp_path, TEST_SESSION=str(session), TEST_BLOCK=str(blocked)) as group:
+        group.start()
+        group.start()
+        await group.shared_by(2)
+        await group.steps.send(Step(key="block", number=0))
+        group.sent["block"] += 1
+        started = time.monotonic()
+        await group.load(lambda: time.monotonic() > started + blocked + session)
+        history = await group.drained()
+        assert violations(history, group.sent) == []
+        assert repeats(history) == 0
+        assert len({(effect.partition, effect.token) for effect in history}) <= PARTITIONS, group.logs()

@@ -168,6 +168,7 @@ async def test_a_stream_without_a_processor_is_capped(app_name: str, redis_url: 
 
 async def test_what_is_processed_is_trimmed(app_name: str, redis_url: str) -> None:
     app, stream, seen = declare(app_name, redis_url, partition_size=200)
+    await register(app, stream)
     async with running(app):
         for start in range(0, 2000, 100):
             await stream.send(*steps("a", 100, start=start))

@@ -211,8 +211,8 @@ class App:
 
         Arguments:
             function: an async function without arguments.
-            on_leader: run it on the lead worker only. It runs when a worker becomes the leader, and is cancelled when it
-                ceases to be.
+            on_leader: run it on the lead worker only. It runs when a worker becomes the leader, and is cancelled when
+                it ceases to be.
 
         Example:
             ``@app.task`` or ``@app.task(on_leader=True)``

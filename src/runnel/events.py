@@ -103,6 +103,7 @@ class Feed:
         cursor: id of the last entry that was read.
         done: id of the last entry that was processed.
         count: entries of the log up to ``done``, counted from its first one.
+        read: the same up to ``cursor``.
         committed: what Redis holds as the position.
         dirty: whether the committer has been told of ``done``.
         stale: Redis holds another position than ``committed``; progress cannot be committed until :meth:`begin`.
@@ -128,6 +129,7 @@ class Feed:
         "on_room",
         "partition",
         "prefetch",
+        "read",
         "stale",
         "suspended",
         "token",
@@ -140,7 +142,7 @@ class Feed:
         self.prefetch = prefetch
         self.entries: deque[RawEntry] = deque()
         self.cursor = self.done = self.committed = b"0-0"
-        self.count = 0
+        self.count = self.read = 0
         self.dirty = False
         self.ended = True
         self.stale = False
@@ -157,7 +159,7 @@ class Feed:
         """Start, or start over, behind ``offset``."""
         self.entries.clear()
         self.cursor = self.done = self.committed = offset
-        self.count = count
+        self.count = self.read = count
         self.dirty = False
         self.stale = False
         self.ended = False
@@ -176,8 +178,14 @@ class Feed:
     def add(self, entries: Sequence[RawEntry]) -> None:
         """Take what was read behind ``cursor``."""
         self.cursor = entries[-1][0]
+        self.read += len(entries)
         self.entries.extend(entries)
         self._arrived.set()
+
+    def skip(self, lost: int) -> None:
+        """So many entries behind ``cursor`` were removed from the log unread."""
+        self.read += lost
+        self.count += lost
 
     def poke(self) -> None:
         """Look at the lease again."""

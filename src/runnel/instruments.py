@@ -20,6 +20,7 @@ __all__ = [
     "PartitionLost",
     "PartitionReleased",
     "PartitionRewound",
+    "RedisGivenUp",
     "RedisLost",
     "RedisRecovered",
     "SequenceGap",
@@ -167,6 +168,13 @@ class RedisRecovered(Announcement):
 
     role: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RedisGivenUp(Announcement):
+    """The operation named in a :class:`RedisLost` is not tried any more: it took too long, or is not needed now."""
+
+    role: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def configure_logging(level: str, form: str, *, colors: bool) -> None:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback of an error, beginning where the user's code does. Empty for an error of ours without user's code."""
+    """The traceback of an error, beginning where the user's code does. Empty for an error of ours without any."""
     frames = traceback.extract_tb(error.__traceback__)
     while frames and frames[0].filename.startswith(_PACKAGE):
         del frames[0]
@@ -74,6 +74,7 @@ class LogSubscriber:
         self._gained: Counter[str] = Counter()
         self._released: Counter[str] = Counter()
         self._lost: Counter[tuple[str, str]] = Counter()
+        self._away: list[str] = []  # operations that wait for Redis: an outage is one line, not one for each
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, announcement: i.Announcement) -> None:
@@ -123,9 +124,16 @@ class LogSubscriber:
             case i.TaskFailed(task, error):
                 self._with_traceback(error, "background task failed", task=task)
             case i.RedisLost(role, error):
-                log.warning("waiting for Redis", operation=role, error=str(error))
+                first = not self._away
+                self._away.append(role)
+                (log.warning if first else log.debug)("waiting for Redis", operation=role, error=str(error))
             case i.RedisRecovered(role, seconds):
-                log.info("Redis is back", operation=role, seconds=round(seconds, 2))
+                self._away.remove(role)
+                last = not self._away
+                (log.info if last else log.debug)("Redis is back", operation=role, seconds=round(seconds, 2))
+            case i.RedisGivenUp(role):
+                self._away.remove(role)
+                log.debug("not waiting for Redis any more", operation=role)
             case i.SequenceGap(stream, partition, stored, sent):
                 log.error(
                     "Redis has lost events that it had confirmed to this producer",

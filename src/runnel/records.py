@@ -42,6 +42,10 @@ class Record(BaseModel):
     runnel_primitive: ClassVar[bool] = False
     """Whether the record is stored as native fields."""
 
+    def __init_subclass__(cls, *, primitive: bool | None = None, **kwargs: Any) -> None:
+        """Keep ``primitive`` from Python's own hook, which refuses it; pydantic's hook below has the fields."""
+        super().__init_subclass__(**kwargs)
+
     @classmethod
     def __pydantic_init_subclass__(cls, *, primitive: bool | None = None, **kwargs: Any) -> None:
         """Take the class keyword ``primitive``, which subclasses inherit, and check the fields."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runnel._core.routing import DEFAULT_HASHER
@@ -98,16 +98,16 @@ class Settings(BaseSettings):
     """A worker that is silent for so long has lost its partitions. (One that was killed loses them in about a
     second.)"""
 
-    heartbeat_interval: float = Field(0.5, gt=0)
-    """How often a worker reports. At most a quarter of the session timeout."""
+    heartbeat_interval: float = Field(gt=0, default_factory=lambda given: min(0.5, given["session_timeout"] / 4))
+    """How often a worker reports. At most a quarter of the session timeout, and half a second unless that is less."""
 
     join_delay: float = Field(0.1, ge=0)
     """How long a new worker waits for others to come, before partitions move."""
 
     @field_validator("heartbeat_interval")
     @classmethod
-    def _fits_session(cls, value: float, info: Any) -> float:
-        session = info.data.get("session_timeout", 10.0)
+    def _fits_session(cls, value: float, info: ValidationInfo) -> float:
+        session = info.data.get("session_timeout", value * 4)
         if value > session / 4:
             raise ValueError(f"must be at most a quarter of session_timeout ({session / 4:g})")
         return value

@@ -26,7 +26,7 @@ class Outlet(Protocol):
     async def send_once(
         self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str, position: str
     ) -> None:
-        """Append an entry unless the one from ``position`` of ``origin`` was appended before; wait as long as needed."""
+        """Append an entry unless the one from ``position`` of ``origin`` was appended before; wait if needed."""
 
     def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
         """The stream ``name`` with the properties of another; declared if it is not yet."""

@@ -33,6 +33,8 @@ async def record(events):
     """Take a little while over each event, and write it down."""
     async for event in events:
         started = time.monotonic()
+        if event.key == "block" and event.number == 0:
+            time.sleep(float(os.environ["TEST_BLOCK"]))  # noqa: ASYNC251  the mistake under test
         await asyncio.sleep(random.uniform(0, slowest))
         line = f"{started} {time.monotonic()} {os.getpid()} {event.partition} {events.token} {event.id}"
         os.write(out, f"{line} {event.key} {event.number}\n".encode())

@@ -77,7 +77,7 @@ class Endpoint:
     def unreachable(self, error: BaseException) -> RedisUnavailable:
         """What to raise when nothing could be sent, or no answer came."""
         detail = str(error).strip() or type(error).__name__
-        if "refused" in detail.lower() or "Errno 111" in detail:
+        if isinstance(error, ConnectionRefusedError) or isinstance(error.__context__, ConnectionRefusedError):
             detail = "connection refused"
         elif isinstance(error, exceptions.AuthenticationError):
             return RedisUnavailable(f"{self.safe_url} refused the user or password ({detail}).")

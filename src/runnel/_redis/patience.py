@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from runnel._core.backoff import delays
 from runnel.errors import RedisError, RedisUnavailable
-from runnel.instruments import Instruments, RedisLost, RedisRecovered
+from runnel.instruments import Instruments, RedisGivenUp, RedisLost, RedisRecovered
 
 __all__ = ["patiently"]
 
@@ -43,19 +43,24 @@ async def patiently(
     """
     started = time.monotonic()
     reported = False
-    for delay in delays(FIRST_DELAY, MOST_DELAY, random.random):
-        try:
-            result = await operation()
-        except (RedisUnavailable, RedisError) as error:
-            waited = time.monotonic() - started
-            if limit is not None and (isinstance(error, RedisError) or waited + delay > limit):
-                raise
-            if not reported:
-                reported = True
-                instruments.announce(RedisLost(role, error))
-            await asyncio.sleep(delay)
-        else:
-            if reported:
-                instruments.announce(RedisRecovered(role, time.monotonic() - started))
-            return result
-    raise AssertionError("delays never end")
+    try:
+        for delay in delays(FIRST_DELAY, MOST_DELAY, random.random):
+            try:
+                result = await operation()
+            except (RedisUnavailable, RedisError) as error:
+                waited = time.monotonic() - started
+                if limit is not None and (isinstance(error, RedisError) or waited + delay > limit):
+                    raise
+                if not reported:
+                    reported = True
+                    instruments.announce(RedisLost(role, error))
+                await asyncio.sleep(delay)
+            else:
+                if reported:
+                    reported = False
+                    instruments.announce(RedisRecovered(role, time.monotonic() - started))
+                return result
+        raise AssertionError("delays never end")
+    finally:
+        if reported:
+            instruments.announce(RedisGivenUp(role))

@@ -35,6 +35,7 @@ __all__ = [
     "count_entries",
     "declare",
     "heartbeat",
+    "losses",
     "quarantine",
     "reset",
 ]
@@ -68,6 +69,7 @@ _reset = _Script("reset")
 _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
+_losses = _Script("losses")
 
 
 class Op(str, Enum):
@@ -343,3 +345,14 @@ async def count_entries(link: Link, keys: StreamKeys, partition: int, after: byt
         total += number
         if number < COUNTED_AT_ONCE:
             return total
+
+
+async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:
+    """How many entries were removed from each log before they were read.
+
+    Arguments:
+        logs: their keys; all in one slot.
+        cursors: per log, the id of the last entry read, and how many entries of the log end there.
+    """
+    answer: list[int] = await _losses(link, logs, [word for cursor in cursors for word in cursor])
+    return answer

@@ -23,8 +23,8 @@ class Background:
     """Runs the background tasks of one worker.
 
     Leadership is the one partition of a group of its own, so it is granted, revoked, and taken from the dead, as any
-    partition is. Each tick of a leader's timer or crontab is claimed in Redis, so it runs once even while the leadership
-    moves: a new leader takes over a tick that fell into the change.
+    partition is. Each tick of a leader's timer or crontab is claimed in Redis, so it runs once even while the
+    leadership moves: a new leader takes over a tick that fell into the change.
     """
 
     def __init__(
@@ -45,12 +45,15 @@ class Background:
         self._app = settings.name
         self._tasks = tasks
         self._session = settings.session_timeout
+        self._grace = settings.grace_period
         self._instruments = instruments
         self._link = Link(endpoint)
         self._leads = asyncio.Event()
         self._token: int | None = None
         self._running: list[asyncio.Task[None]] = []
         self._startups: list[asyncio.Task[None]] = []
+        self._ticking: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._heartbeats: Heartbeats
         self.holder: Holder | None = None
         if any(task.on_leader for task in tasks):
@@ -67,13 +70,17 @@ class Background:
                 self._running.append(asyncio.create_task(self._run(task), name=f"runnel-{task.name}"))
 
     async def stop(self) -> None:
-        """Cancel everything, and give up the leadership."""
+        """Let timers and crontabs that are at work finish, within the grace period; cancel the rest; resign."""
+        self._stopping = True
         if self.holder is not None:
             self.holder.draining = True
-        running = [*self._running, *self._startups]
-        for task in running:
+        for task in {*self._running, *self._startups} - self._ticking:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if self._ticking:  # their tick is claimed: nobody else will run it
+            await asyncio.wait(self._ticking, timeout=self._grace)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, *self._startups, return_exceptions=True)
         self._resign()
         await self._link.close()
 
@@ -106,16 +113,27 @@ class Background:
         """Run a timer or crontab at its ticks, for ever.
 
         1. Sleep until the next tick.
-        2. On the leader: claim the tick. A worker that becomes the leader soon after the tick claims it too, in case the
-           old leader died with it.
+        2. On the leader: claim the tick. A worker that becomes the leader soon after the tick claims it too, in case
+           the old leader died with it.
         3. Run. Ticks that fall into the run are skipped.
         """
         phase = 0.0 if task.on_leader else time.time()
         while (tick := task.next_tick(time.time(), phase)) is not None:
-            while (wait := tick - time.time()) > 0:
+            while (wait := tick - time.time()) > 0:  # noqa: ASYNC110  nobody could set an event for a time of day
                 await asyncio.sleep(min(wait, LONGEST_SLEEP))  # 1
             if not task.on_leader or await self._claim(task, tick):  # 2
-                await self._run(task)  # 3
+                await self._tick(task)  # 3
+            if self._stopping:
+                return
+
+    async def _tick(self, task: BackgroundTask) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        self._ticking.add(me)
+        try:
+            await self._run(task)
+        finally:
+            self._ticking.discard(me)
 
     async def _claim(self, task: BackgroundTask, tick: float) -> bool:
         following = task.next_tick(tick, 0.0)

@@ -59,8 +59,8 @@ class Committer:
         """Commit for ever.
 
         1. Take what every feed has finished so far.
-        2. Commit it, however long Redis is away. The call is repeated unchanged: merging further progress into a repeated
-           commit would make an applied one look like a rollback.
+        2. Commit it, however long Redis is away. The call is repeated unchanged: merging further progress into a
+           repeated commit would make an applied one look like a rollback.
         3. Tell the member what was refused, and those who wait that a round is over.
         """
         while True:

@@ -277,8 +277,8 @@ class PartitionConsumer:
     async def _follow_policy(self, failure: BaseException) -> None:
         """The function failed with what it holds unacknowledged.
 
-        HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and waits for its worker
-        to stop. IGNORE: what failed is acknowledged, and the function is started again.
+        HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and waits for its
+        worker to stop. IGNORE: what failed is acknowledged, and the function is started again.
         """
         name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
         if isinstance(failure, ProcessorReturned):

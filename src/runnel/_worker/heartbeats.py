@@ -1,8 +1,8 @@
 """Heartbeats, on a thread with an event loop and connections of their own.
 
-A handler that blocks the worker's event loop must not cost the worker its partitions, so nothing here runs on that loop.
-The two sides share a :class:`Holder` per group: the thread writes the lease and calls ``on_beat`` on the worker's loop,
-the worker adds releases; both are single operations that the interpreter makes atomic.
+A handler that blocks the worker's event loop must not cost the worker its partitions, so nothing here runs on that
+loop. The two sides share a :class:`Holder` per group: the thread writes the lease and calls ``on_beat`` on the worker's
+loop, the worker adds releases; both are single operations that the interpreter makes atomic.
 """
 
 import asyncio
@@ -104,8 +104,7 @@ class Heartbeats:
         """Leave all groups, and end the thread."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stopping.set)
-        while self._thread.is_alive():  # not joined: that would block the worker's loop
-            await asyncio.sleep(0.002)
+        await asyncio.to_thread(self._thread.join)
 
     # On the thread
 

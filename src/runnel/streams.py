@@ -189,6 +189,8 @@ def _check(name: str, record: type[Any], partition_by: str | Callable[[Any], Any
         raise ConfigurationError(
             f'The record type of stream "{name}" must be a class derived from runnel.Record, not {record!r}.'
         )
+    if record.runnel_primitive and not record.model_fields:
+        raise ConfigurationError(f"The primitive record {record.__name__} has no fields, so there is nothing to store.")
     if isinstance(partition_by, str):
         if partition_by not in record.model_fields and not hasattr(record, partition_by):
             raise ConfigurationError(

@@ -21,6 +21,7 @@ class Step(Enum):
 
     ACQUIRE = "acquire"
     QUARANTINE = "quarantine"
+    RESUME = "resume"
     DRAIN = "drain"
     RELEASE = "release"
     LOSE = "lose"
@@ -32,6 +33,7 @@ _TABLE: dict[tuple[PartitionState, Step], PartitionState] = {
     (_S.GRANTED, _T.DRAIN): _S.DRAINING,
     (_S.GRANTED, _T.QUARANTINE): _S.QUARANTINED,
     (_S.RUNNING, _T.QUARANTINE): _S.QUARANTINED,
+    (_S.QUARANTINED, _T.RESUME): _S.RUNNING,
     (_S.RUNNING, _T.DRAIN): _S.DRAINING,
     (_S.QUARANTINED, _T.DRAIN): _S.DRAINING,
     (_S.DRAINING, _T.RELEASE): _S.RELEASED,

@@ -94,6 +94,8 @@ class PartitionConsumer:
             commit_each=processor.commit == "each",
         )
         self._drain_wanted = asyncio.Event()
+        self._woken = asyncio.Event()  # out of the quarantine, by a drain or a resume
+        self._marked = quarantined
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -122,6 +124,7 @@ class PartitionConsumer:
         self._drained_since = time.monotonic()
         self.feed.end()
         self._drain_wanted.set()
+        self._woken.set()
         self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, self._give_up)
 
     def lose(self, reason: str) -> None:
@@ -145,6 +148,14 @@ class PartitionConsumer:
         self._owner.announce(
             PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
         )
+
+    def resume(self) -> None:
+        """The mark of the quarantine is gone, with the member that set it: try the failed event again."""
+        if self.state is PartitionState.QUARANTINED and self._marked:
+            self.state = advance(self.state, Step.RESUME)
+            self._quarantined = self._marked = False
+            self._rewinding = True
+            self._woken.set()
 
     # The life of a partition
 
@@ -240,7 +251,7 @@ class PartitionConsumer:
             else:
                 await self._follow_policy(failure)  # 3
         if self.state is PartitionState.QUARANTINED:
-            await self._drain_wanted.wait()
+            await self._woken.wait()
 
     async def _call(self) -> BaseException | None:
         """Run the function and finish the middleware. Returns what it raised."""
@@ -300,7 +311,9 @@ class PartitionConsumer:
         elif self.state is PartitionState.RUNNING:
             self.state = advance(self.state, Step.QUARANTINE)
             await self._owner.flush(self.feed)
+            self._woken.clear()
             await self._owner.quarantine(self.feed, held, failure)
+            self._marked = True
 
     def _give_up(self) -> None:
         self._given_up = True

@@ -144,12 +144,18 @@ class Member:
         held = {p: c.feed.token for p, c in self._consumers.items() if c.state is not PartitionState.LOST} | releasing
         draining = releasing | (held if self.holder.draining else {})
         plan = reconcile(held, draining, beat.granted, beat.revoked)
+        if plan.release:
+            self.holder.releases += plan.release
+            self._heartbeats.nudge(self.holder)
         for partition in plan.lose:
             if partition in self._consumers:
                 self._consumers[partition].lose("granted to another member")
         for partition in plan.drain:
             if partition in self._consumers:
                 self._consumers[partition].drain()
+        for partition, consumer in self._consumers.items():
+            if partition in beat.granted and partition not in beat.quarantined:
+                consumer.resume()
         if not self.holder.draining:
             for partition, token in plan.acquire:
                 self._begin(partition, token, quarantined=partition in beat.quarantined)

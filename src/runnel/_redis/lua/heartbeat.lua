@@ -129,7 +129,9 @@ elseif op == 'join' and not members[me] then
   joins = joins + 1
   members[me] = {name = me, joined = joins, state = 'A'}
   order[#order + 1] = members[me]
-  if due < 0 then due = clock + (#order > 1 and join_delay or 0) end
+  local others = 0
+  for _, member in ipairs(order) do if member.name ~= me and member.state == 'A' then others = others + 1 end end
+  if due < 0 then due = clock + (others > 0 and join_delay or 0) end
 end
 local self = members[me]
 if self then

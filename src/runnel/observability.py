@@ -149,6 +149,10 @@ class LogSubscriber:
                 self._flush()
                 log.info("stopped", processed=processed, released=released, seconds=round(seconds, 3))
 
+    def warn(self, event: str) -> None:
+        """Log something that is not announced."""
+        self._log.warning(event)
+
     def _failed(self, failed: i.PartitionFailed) -> None:
         done = {
             "halt": "processing failed; the worker stops",

@@ -16,6 +16,7 @@ app = typer.Typer(
     name="runnel",
     help="Strictly ordered event processing for Python on Redis Streams.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph, which "rich" does not
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

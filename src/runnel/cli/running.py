@@ -17,9 +17,9 @@ from runnel._worker import Worker
 from runnel.app import App
 from runnel.cli.targets import load
 from runnel.cli.terminal import loop_name, notes, output, reporting, run
-from runnel.errors import RedisUnavailable
+from runnel.errors import RedisUnavailable, TargetError
 from runnel.observability import LogSubscriber, configure_logging
-from runnel.server import EmbeddedServer
+from runnel.server import AddressInUse, EmbeddedServer
 from runnel.settings import unknown_variables
 
 __all__ = ["dev", "server", "worker"]
@@ -50,6 +50,8 @@ def worker(
     overrides = {"log_level": log_level, "log_format": log_format, "redis_url": redis_url}
     app.configure(**{name: value for name, value in overrides.items() if value is not None})
     names = None if processors is None else [name.strip() for name in processors.split(",") if name.strip()]
+    if names == []:
+        raise TargetError(f'--processors "{processors}" names no processor. The app has: {", ".join(app.processors)}.')
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what handlers print is seen at once, in a pipe too
     raise typer.Exit(run(_work(app, names)))
@@ -65,7 +67,7 @@ async def _work(app: App, names: list[str] | None) -> int:
     if settings.log_format == "console":
         _banner(app, this)
     for name, hint in unknown_variables().items():
-        notes.print(f"Warning: the variable {name} is no setting of Runnel.{hint}", style="yellow", markup=False)
+        subscriber.warn(f"the variable {name} is no setting of Runnel.{hint}")
     loop = asyncio.get_running_loop()
     signals: list[signal.Signals] = []
 
@@ -100,7 +102,7 @@ def _banner(app: App, this: Worker) -> None:
 
 @reporting
 def server(
-    port: Annotated[int, typer.Option(help="TCP port on loopback.")] = 6379,
+    port: Annotated[int, typer.Option(help="TCP port on loopback; 0 for a free one.", min=0, max=65535)] = 6379,
     host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
     unix: Annotated[Path | None, typer.Option(help="Listen on this socket instead of a port.")] = None,
     data: Annotated[Path | None, typer.Option(help="Keep the data in this directory, in an append-only file.")] = None,
@@ -109,9 +111,21 @@ def server(
 
     Without --data, what is in it is gone when it ends.
     """
-    with EmbeddedServer(
-        host=host, port=None if unix else port, unix_socket=unix, data_dir=data, append_only=data is not None
-    ) as running:
+    try:
+        # The port is None where there is a socket, or where any free one will do.
+        running = EmbeddedServer(
+            host=host,
+            port=None if unix else port or None,
+            unix_socket=unix,
+            data_dir=data,
+            append_only=data is not None,
+        ).start()
+    except AddressInUse:
+        cure = "Choose another one" if unix else f"Choose another one, such as `runnel server --port {port + 1}`"
+        raise AddressInUse(
+            f"{unix or f'Port {port} of {host}'} is already in use. {cure}, or go on with the server that is there."
+        ) from None
+    with running:
         kept = f"data in {data}" if data else "data in memory only"
         notes.print(f"{running.version}, {kept}. Ctrl-C ends it.", markup=False)
         output.print(running.url, markup=False)

@@ -24,6 +24,8 @@ __all__ = ["send", "sendmany"]
 BATCH = 1_000
 """Records per append."""
 
+_FURTHER = "\0"  # of a CSV row, what is beyond the header; no column can have this name
+
 StreamTarget = Annotated[str, typer.Argument(metavar="STREAM", help="module:attribute, such as example:orders.")]
 
 
@@ -64,11 +66,16 @@ def sendmany(
         raise TargetError(f'There is no file "{file}".')
     sent, rejected = run(_send_lines(to, file, on_error=on_error, rate=rate, dry_run=dry_run))
     done = "would be sent" if dry_run else "sent"
-    notes.print(f"{sent:,} events {done}.", markup=False)
+    notes.print(f"{_number(sent, 'event')} {done}.", markup=False)
     if rejected:
-        where = "" if str(file) == "-" else f" They are in {file}.rejected."
-        notes.print(f"{rejected:,} bad lines were not sent.{where}", style="red", markup=False)
+        stopped = ", stopped there" if on_error == "stop" else ""
+        where = "" if str(file) == "-" else f", see {file}.rejected"
+        notes.print(f"{_number(rejected, 'bad line')}{stopped}{where}.", style="red", markup=False)
         raise typer.Exit(1)
+
+
+def _number(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 async def _send_lines(
@@ -79,7 +86,7 @@ async def _send_lines(
     batch: list[Record] = []
     most = BATCH if rate is None else max(1, min(BATCH, int(rate / 10)))
     started = time.monotonic()
-    source = sys.stdin if str(file) == "-" else file.open(encoding="utf-8", errors="surrogateescape", newline="")
+    source = sys.stdin if str(file) == "-" else file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -106,8 +113,10 @@ async def _send_lines(
     with source, rejects, progress:
         task = progress.add_task(f"to {stream.name}", total=None, rate="0")
         async with app_of(stream):
-            for number, line, value in _values(source, as_csv=file.suffix == ".csv"):
+            for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
                 try:
+                    if isinstance(value, RecordError):
+                        raise value
                     record = parse_record(stream, value)
                     stream.partition_of(record)
                 except RecordError as error:
@@ -122,17 +131,22 @@ async def _send_lines(
     return sent, rejects.number
 
 
-def _values(source: TextIO, *, as_csv: bool) -> Iterator[tuple[int, str, str]]:
-    """Number of the line, the line, and the record in it as JSON."""
+def _values(source: TextIO, *, as_csv: bool) -> Iterator[tuple[int, str, str | RecordError]]:
+    """Number of the line, the line, and the record in it as JSON, or why there is none."""
     if not as_csv:
         for number, line in enumerate(source, 1):
             if line.strip():
                 yield number, line.rstrip("\r\n"), line
         return
-    reader = csv.DictReader(source)
+    reader = csv.DictReader(source, restkey=_FURTHER)
     for row in reader:
-        given = {name: value for name, value in row.items() if name is not None}
-        yield reader.line_num, ",".join(str(value) for value in row.values()), json.dumps(given)
+        further = row.pop(_FURTHER, None)
+        given = {name: value for name, value in row.items() if value is not None}
+        line = ",".join([*given.values(), *(further or ())])
+        if further:
+            yield reader.line_num, line, RecordError("there are more values than columns in the header")
+        else:
+            yield reader.line_num, line, json.dumps(given)
 
 
 class Rejects:
@@ -151,7 +165,8 @@ class Rejects:
     def add(self, number: int, line: str, error: Exception) -> None:
         """Report a line."""
         self.number += 1
-        reason = "; ".join(" ".join(part.split()) for part in str(error).splitlines())
+        head, *details = (" ".join(part.split()) for part in str(error).splitlines())
+        reason = " ".join([head, "; ".join(details)]).rstrip()
         if self._path is None or self.number <= self.SHOWN:
             notes.print(f"line {number}: {reason}", style="yellow", markup=False)
         elif self.number == self.SHOWN + 1:

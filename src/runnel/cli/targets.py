@@ -1,7 +1,6 @@
 """From ``module:attribute`` to the object that a command needs."""
 
 import importlib
-import os
 import sys
 import tomllib
 import traceback
@@ -9,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import runnel
 from runnel.app import App
 from runnel.errors import ConfigurationError, RunnelError, TargetError, did_you_mean
-from runnel.observability import user_traceback
 from runnel.processors import Processor
 from runnel.settings import default_target
 from runnel.streams import Stream
@@ -19,6 +18,8 @@ from runnel.streams import Stream
 __all__ = ["app_of", "load"]
 
 T = TypeVar("T")
+
+_PACKAGE = str(Path(runnel.__file__).parent)
 
 _ARTICLES = {App: "an App", Stream: "a Stream", Processor: "a processor"}
 
@@ -39,7 +40,7 @@ def load(target: str | None, kind: type[T], command: str) -> T:
     if target is None:
         target = _default(command)
     name, _, attribute = target.partition(":")
-    if name.endswith(".py") or "/" in name:
+    if name.endswith(".py") or name.startswith(".") or "/" in name:
         dotted = name.removesuffix(".py").strip("./").replace("/", ".")
         raise TargetError(
             f'"{target}" is a path; a target is a module and an attribute. Try: {command} {dotted}:{attribute or "app"}'
@@ -81,8 +82,8 @@ def _guarded(name: str, importing: Any) -> Any:
     """Run an import of the user's code, and turn what can go wrong into one message."""
     try:
         return importing()
-    except RunnelError:
-        raise
+    except RunnelError as error:
+        raise type(error)(f"{error}{_place(error)}") from None
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             files = [file.stem for file in Path.cwd().glob("*.py")]
@@ -90,23 +91,32 @@ def _guarded(name: str, importing: Any) -> Any:
                 f'There is no module "{name}" in {Path.cwd()} or among the installed packages.'
                 f"{did_you_mean(name, files)}"
             ) from None
-        raise TargetError(f'"{name}" cannot be imported:\n{user_traceback(error) or error}') from None
+        raise TargetError(f'"{name}" cannot be imported:\n{_outside_importlib(error)}') from None
     except SyntaxError as error:
         lines = "".join(traceback.format_exception_only(error)).rstrip()
         raise TargetError(f'"{name}" cannot be imported:\n{lines}') from None
     except Exception as error:
-        text = _outside_importlib(error)
-        raise TargetError(f'"{name}" cannot be imported:\n{text}') from None
+        raise TargetError(f'"{name}" cannot be imported:\n{_outside_importlib(error)}') from None
 
 
 def _outside_importlib(error: BaseException) -> str:
-    frames = [
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(_user_frames(error))]
+    return "".join(lines + traceback.format_exception_only(error)).rstrip()
+
+
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of an import that are neither ours nor the import system's."""
+    return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and f"{os.sep}runnel{os.sep}cli{os.sep}" not in frame.filename
+        if "importlib" not in frame.filename and not frame.filename.startswith(_PACKAGE)
     ]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    return "".join(lines + traceback.format_exception_only(error)).rstrip()
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code a declaration was refused."""
+    frames = _user_frames(error)
+    return f"\n  at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _attribute(module: ModuleType, attribute: str, kind: type[T], command: str) -> T:

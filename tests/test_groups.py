@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import random
 import sys
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,10 +18,14 @@ import pytest
 
 from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
+from runnel._core.lease import Lease
 from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Endpoint, Link
 from runnel._worker import Worker
+from runnel._worker.reader import Reader
 from runnel.errors import ConfigurationError
-from runnel.instruments import PartitionGained, PartitionLost, PartitionReleased
+from runnel.events import Feed
+from runnel.instruments import Instruments, PartitionGained, PartitionLost, PartitionReleased
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -233,6 +238,7 @@ class Load:
         self._stream = stream
         self._keys = keys
         self._rng = rng
+        self.stopped = False
 
     async def some(self, number: int) -> None:
         records = []
@@ -242,8 +248,8 @@ class Load:
             self.sent[key] += 1
         await self._stream.send(*records)
 
-    async def forever(self) -> None:
-        while True:
+    async def until_stopped(self) -> None:
+        while not self.stopped:
             await self.some(self._rng.randrange(1, 60))
             await asyncio.sleep(self._rng.uniform(0, 0.01))
 
@@ -268,7 +274,7 @@ async def test_order_is_kept_while_workers_come_and_go_under_load(
             worker.stop("test")
         assert await task == (130 if abort else 0)
 
-    sending = asyncio.create_task(load.forever())
+    sending = asyncio.create_task(load.until_stopped())
     async with app, asyncio.TaskGroup() as ends:
         for number in range(24):
             if workers and (len(workers) == 4 or rng.random() < 0.45):
@@ -281,8 +287,8 @@ async def test_order_is_kept_while_workers_come_and_go_under_load(
             reached = len(group.seen) + rng.randrange(80)
             if workers:
                 await eventually(lambda reached=reached: len(group.seen) >= reached)
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        load.stopped = True  # not cancelled: what a cancelled send was about to send may be sent or not
+        await sending
         if not workers:
             worker = Worker(group.app("last")[0])
             workers[99] = worker, asyncio.create_task(worker.run())
@@ -309,6 +315,46 @@ def _all_seen(group: Group, load: Load) -> bool:
     for _, key, n in group.seen:
         latest[key] = max(latest.get(key, -1), n)
     return all(latest.get(key) == n - 1 for key, n in load.sent.items() if n)
+
+
+async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_read_at_once(
+    app_name: str, redis_url: str, link: Link
+) -> None:
+    """1. A partition comes, and the read is ended for it. 2. Before the reader knows that it was, it reads again and
+    blocks. 3. Another partition comes: that read must be ended too."""
+    held = asyncio.Event()
+
+    class SlowToAnswer(Link):
+        async def call(self, *command: Any, timeout: float = 10.0) -> Any:
+            answer = await super().call(*command, timeout=timeout)
+            await held.wait()
+            return answer
+
+    lease = Lease(10.0)
+    lease.renew(time.monotonic())
+    feeds = [Feed(n, 1, f"{app_name}:{n}", lease, 8) for n in range(3)]
+    reading, control = Link(Endpoint(redis_url), identify=True), SlowToAnswer(Endpoint(redis_url))
+    reader = Reader(reading, control, 8, Instruments())
+    for feed in feeds:
+        feed.begin(b"0-0", 0)
+    reader.add(feeds[0])
+    running_reader = asyncio.create_task(reader.run())
+
+    async def blocked_again() -> bool:
+        return reader._blocked and not reader._changed.is_set()
+
+    await eventually(blocked_again)
+    reader.add(feeds[1])  # 1
+    await eventually(blocked_again)  # 2
+    await link.call("XADD", feeds[2].log, "*", "data", "x")
+    reader.add(feeds[2])  # 3
+    held.set()
+    await eventually(lambda: feeds[2].entries, timeout=2)
+    running_reader.cancel()
+    await asyncio.gather(running_reader, return_exceptions=True)
+    await reader.close()
+    await reading.close()
+    await control.close()
 
 
 # Project layout

@@ -266,6 +266,8 @@ class PartitionConsumer:
                 self.task.uncancel()
                 await self._finish_middleware(FINALISERS)
                 return None
+            if self.task.cancelling():
+                raise  # the event loop is shut down around us
             failure = error  # raised by the user's own code
         except Exception as error:
             failure = error

@@ -1,7 +1,6 @@
 """Reads ahead for all partitions of a member: one blocking read for all that have room in their buffer."""
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 from runnel._redis.link import REPLY_TIMEOUT, Link
@@ -82,7 +81,7 @@ class Reader:
             async with asyncio.timeout(ROOM):
                 await self._changed.wait()
         except TimeoutError:
-            return False
+            return self._changed.is_set()  # it may have come with the last moment
         return True
 
     async def _read(self, feeds: list[Feed], block: float | None) -> bool:
@@ -115,10 +114,17 @@ class Reader:
         return True
 
     async def _unblock(self) -> None:
-        """End the blocking read. It may not have reached the server yet, so repeat until it has ended."""
-        with suppress(RunnelError):
-            while self._blocked:
-                client_id = self._link.client_id
-                if client_id is not None and await unblock(self._control, client_id):
-                    return
-                await asyncio.sleep(0.001)
+        """End the blocking read, and the one after it if that began before the last change.
+
+        The read may not have reached the server yet; and by the time that the answer to ending one read is here, the
+        next may be under way, and another partition may have come meanwhile. So this goes on until the reader has seen
+        the change: it clears ``_changed`` when it looks.
+        """
+        while self._blocked and self._changed.is_set():
+            client_id, pause = self._link.client_id, 0.001
+            try:
+                if client_id is not None:
+                    await unblock(self._control, client_id)
+            except RunnelError:  # Redis is away, so the read fails as well
+                pause = 0.1
+            await asyncio.sleep(pause)

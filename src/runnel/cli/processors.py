@@ -9,7 +9,7 @@ from rich.table import Table
 
 from runnel.admin import apply_reset, plan_reset
 from runnel.app import App
-from runnel.cli.targets import app_of, load
+from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import notes, output, reporting, run
 from runnel.processors import Processor
 
@@ -33,12 +33,13 @@ def reset(
     partition: Annotated[list[int] | None, typer.Option(help="Only this partition; may be repeated.")] = None,
     execute: Annotated[bool, typer.Option("--execute", help="Do it, instead of only showing it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    redis_url: RedisURL = None,
 ) -> None:
     """Let a processor go on from another place. Shows what would happen; --execute does it.
 
     Workers may run meanwhile: they finish the event in progress and go on from the new place.
     """
-    chosen = load(processor, Processor, "runnel processor reset")
+    chosen = load(processor, Processor, "runnel processor reset", redis_url=redis_url)
     app: App = app_of(chosen.stream)
     resets = run(plan_reset(app, chosen.name, start, partition))
     if execute:

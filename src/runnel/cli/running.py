@@ -15,7 +15,7 @@ import typer
 
 from runnel._worker import Worker
 from runnel.app import App
-from runnel.cli.targets import load
+from runnel.cli.targets import RedisURL, load
 from runnel.cli.terminal import loop_name, notes, output, reporting, run
 from runnel.errors import RedisUnavailable, TargetError
 from runnel.observability import LogSubscriber, configure_logging
@@ -27,7 +27,6 @@ __all__ = ["dev", "server", "worker"]
 Target = Annotated[str | None, typer.Argument(help="module:attribute of the app, such as example:app.")]
 LogLevel = Annotated[str | None, typer.Option("-l", "--log-level", help="debug, info, warning or error.")]
 LogFormat = Annotated[str | None, typer.Option("--log-format", help="console or json.")]
-RedisURL = Annotated[str | None, typer.Option("--redis-url", help="Instead of the app's own.")]
 Processors = Annotated[
     str | None, typer.Option("--processors", help="Names, separated by commas. Default: all of the app.")
 ]
@@ -43,11 +42,11 @@ def worker(
 ) -> None:
     """Run an app's processors and background tasks until stopped.
 
-    Ctrl-C or SIGTERM lets the events in progress finish; a second one does not wait for them. Exit status: 0 stopped, 1 a
-    processor halted, 2 the target cannot be imported, 3 no Redis, 4 misconfigured, 130 aborted.
+    Ctrl-C or SIGTERM lets the events in progress finish; a second one does not wait for them. Exit status: 0 stopped,
+    1 a processor halted, 2 the target cannot be imported, 3 no Redis, 4 misconfigured, 130 aborted.
     """
-    app = load(target, App, "runnel worker")
-    overrides = {"log_level": log_level, "log_format": log_format, "redis_url": redis_url}
+    app = load(target, App, "runnel worker", redis_url=redis_url)
+    overrides = {"log_level": log_level, "log_format": log_format}
     app.configure(**{name: value for name, value in overrides.items() if value is not None})
     names = None if processors is None else [name.strip() for name in processors.split(",") if name.strip()]
     if names == []:

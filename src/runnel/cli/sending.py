@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from runnel.cli.targets import app_of, load
+from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import notes, output, reporting, run
 from runnel.errors import RecordError, TargetError, did_you_mean
 from runnel.records import Record
@@ -33,9 +33,10 @@ StreamTarget = Annotated[str, typer.Argument(metavar="STREAM", help="module:attr
 def send(
     stream: StreamTarget,
     value: Annotated[str, typer.Argument(help="The record as JSON; - reads it from stdin.")],
+    redis_url: RedisURL = None,
 ) -> None:
     """Send one event. Prints its id."""
-    to = load(stream, Stream, "runnel send")
+    to = load(stream, Stream, "runnel send", redis_url=redis_url)
     record = parse_record(to, sys.stdin.read() if value == "-" else value)
     for entry_id in run(_send(to, [record])):
         output.print(entry_id, markup=False)
@@ -53,15 +54,16 @@ def sendmany(
     on_error: Annotated[str, typer.Option(help="What to do about a bad line: skip or stop.")] = "skip",
     rate: Annotated[float | None, typer.Option(help="Events per second at most.", min=0.001)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the lines, send nothing.")] = False,
+    redis_url: RedisURL = None,
 ) -> None:
     """Send many events from a file of any size.
 
-    Bad lines are reported with their number and written to FILE.rejected; the good ones are sent. Exit status 1 if there
-    were bad lines.
+    Bad lines are reported with their number and written to FILE.rejected; the good ones are sent. Exit status 1 if
+    there were bad lines.
     """
     if on_error not in ("skip", "stop"):
         raise TargetError(f'--on-error must be skip or stop, not "{on_error}".')
-    to = load(stream, Stream, "runnel sendmany")
+    to = load(stream, Stream, "runnel sendmany", redis_url=redis_url)
     if str(file) != "-" and not file.is_file():
         raise TargetError(f'There is no file "{file}".')
     sent, rejected = run(_send_lines(to, file, on_error=on_error, rate=rate, dry_run=dry_run))

@@ -6,7 +6,9 @@ import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import typer
 
 import runnel
 from runnel.app import App
@@ -15,16 +17,18 @@ from runnel.processors import Processor
 from runnel.settings import default_target
 from runnel.streams import Stream
 
-__all__ = ["app_of", "load"]
+__all__ = ["RedisURL", "app_of", "load"]
 
 T = TypeVar("T")
+
+RedisURL = Annotated[str | None, typer.Option("--redis-url", help="Instead of the app's own.")]
 
 _PACKAGE = str(Path(runnel.__file__).parent)
 
 _ARTICLES = {App: "an App", Stream: "a Stream", Processor: "a processor"}
 
 
-def load(target: str | None, kind: type[T], command: str) -> T:
+def load(target: str | None, kind: type[T], command: str, *, redis_url: str | None = None) -> T:
     """The object that a target names, with the app's other modules imported.
 
     Arguments:
@@ -32,6 +36,7 @@ def load(target: str | None, kind: type[T], command: str) -> T:
             the whole where ``RUNNEL_APP`` or ``[tool.runnel] app`` in pyproject.toml names an app.
         kind: App, Stream or Processor.
         command: for messages, such as ``runnel worker``.
+        redis_url: to be used instead of the app's own.
 
     Raises:
         TargetError: it cannot be imported, or is something else.
@@ -48,6 +53,8 @@ def load(target: str | None, kind: type[T], command: str) -> T:
     module = _import(name)
     found = _attribute(module, attribute, kind, command) if attribute else _only(module, kind, command)
     app = found if isinstance(found, App) else app_of(found.stream if isinstance(found, Processor) else found)
+    if redis_url is not None:
+        app.configure(redis_url=redis_url)
     if kind is not Stream:
         _guarded(f'autodiscover="{app.settings.autodiscover}"', app.discover)
     return found
@@ -57,15 +64,19 @@ def _default(command: str) -> str:
     target = default_target()
     if target is None and (file := Path("pyproject.toml")).is_file():
         try:
-            target = tomllib.loads(file.read_text()).get("tool", {}).get("runnel", {}).get("app")
-        except tomllib.TOMLDecodeError as error:
+            ours = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("runnel", {})
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"pyproject.toml is not valid TOML: {error}.") from None
+        if not isinstance(ours, dict) or not isinstance(target := ours.get("app"), str | None):
+            raise ConfigurationError(
+                'pyproject.toml: the app should be a string under [tool.runnel]: app = "example:app"'
+            )
     if target is None:
         raise TargetError(
             f"Which app? Name it as module:attribute, for example: {command} example:app\n"
             "Or set RUNNEL_APP, or `app` under [tool.runnel] in pyproject.toml."
         )
-    return str(target)
+    return target
 
 
 def _import(name: str) -> ModuleType:
@@ -115,7 +126,11 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 def _place(error: BaseException) -> str:
     """Where in the user's code a declaration was refused."""
-    frames = _user_frames(error)
+    frames = [
+        frame
+        for frame in _user_frames(error)
+        if "site-packages" not in frame.filename and not frame.filename.startswith("<")
+    ]
     return f"\n  at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 

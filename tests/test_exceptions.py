@@ -9,7 +9,10 @@ import pytest
 
 from harness import Inspector, Recorder, eventually, inspecting, run_to_end, running
 from runnel import App, ExceptionPolicy, Record
+from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Link
+from runnel._redis.scripts import Beat
 from runnel.errors import DecodeError
 from runnel.instruments import PartitionFailed, PartitionGained, PartitionLost, WorkerStopping
 from runnel.streams import Stream
@@ -265,6 +268,49 @@ async def test_when_the_worker_with_the_mark_leaves_the_next_one_tries_again(app
         await eventually(lambda: second.of(0) == [0, 1])
         await second_running.__aexit__(None, None, None)
     assert first.of(0) == [0]
+
+
+async def test_a_mark_that_goes_while_the_partition_is_being_acquired_stops_nothing(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A marked partition is released, and granted to the next worker with its mark. 2. The worker that set the mark
+    leaves, and the mark is gone. 3. The next worker hears of that before it has acquired the partition."""
+    first = Steps(app_name, redis_url, exception_policy=ExceptionPolicy.QUARANTINE)
+    second = Steps(app_name, redis_url, exception_policy=ExceptionPolicy.QUARANTINE)
+    first.fails = lambda step: True
+    await first.stream.send(*steps(0, 2))
+    async with inspecting(first.app) as redis:
+        async with running(first.app) as leaving:
+            await eventually(lambda: marks(redis, first.app, first.stream))
+            second_running = running(second.app)
+            worker = await second_running.__aenter__()
+            await eventually(lambda: worker._members and worker._members[0].holder.joined)
+            (member,) = worker._members
+            beats: list[Beat] = []
+            heard, acquire = member.holder.on_beat, scripts.acquire
+
+            def hear(beat: Beat) -> None:
+                heard(beat)
+                beats.append(beat)
+
+            async def acquire_late(link: Link, keys: Any, processor: str, partition: int, token: int, name: str) -> Any:
+                if name == worker.name:
+                    await eventually(lambda: any(0 in beat.granted and not beat.quarantined for beat in beats))
+                return await acquire(link, keys, processor, partition, token, name)
+
+            monkeypatch.setattr(member.holder, "on_beat", hear)
+            monkeypatch.setattr(scripts, "acquire", acquire_late)
+            # It stays a member for a little longer, as one does that has more to release.
+            stay = leaving._members[0]
+            drain = stay.drain
+
+            async def drain_late() -> None:
+                await drain()
+                await eventually(lambda: any(0 in beat.quarantined for beat in beats))
+
+            monkeypatch.setattr(stay, "drain", drain_late)
+        await eventually(lambda: second.of(0) == [0, 1])
+        await second_running.__aexit__(None, None, None)
 
 
 # Ignore

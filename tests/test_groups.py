@@ -24,7 +24,7 @@ from runnel._redis.link import Endpoint, Link
 from runnel._worker import Worker
 from runnel._worker.reader import Reader
 from runnel.errors import ConfigurationError
-from runnel.events import Feed
+from runnel.feed import Feed
 from runnel.instruments import Instruments, PartitionGained, PartitionLost, PartitionReleased
 from runnel.streams import Stream
 

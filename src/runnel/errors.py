@@ -13,6 +13,8 @@
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
     ├─ ProcessorReturned           a processor's function ended without taking an event
+    ├─ ServerError                 a private server did not start, or is not running
+    │  └─ AddressInUse                somebody else listens where it should
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
 """
@@ -22,6 +24,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
+    "AddressInUse",
     "ConfigurationError",
     "DecodeError",
     "MetadataMismatch",
@@ -31,6 +34,7 @@ __all__ = [
     "RedisError",
     "RedisUnavailable",
     "RunnelError",
+    "ServerError",
     "StreamFull",
     "TargetError",
     "UnknownProcessor",
@@ -89,6 +93,14 @@ class StreamFull(RunnelError):
 
 class ProcessorReturned(RunnelError):
     """A processor's function ended without taking an event, so that it can make no progress."""
+
+
+class ServerError(RunnelError):
+    """A private server did not start, or is not running."""
+
+
+class AddressInUse(ServerError):
+    """Somebody else listens where a private server should."""
 
 
 class RedisError(RunnelError):

@@ -7,7 +7,7 @@ from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Commit, CommitStatus, commit
-from runnel.events import Feed
+from runnel.feed import Feed
 from runnel.instruments import Instruments
 
 __all__ = ["Committer", "Verdicts"]

@@ -8,7 +8,8 @@ from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ProcessorReturned
-from runnel.events import Events, Feed
+from runnel.events import Events
+from runnel.feed import Feed
 from runnel.instruments import (
     Announcement,
     LossDetected,
@@ -151,7 +152,9 @@ class PartitionConsumer:
 
     def resume(self) -> None:
         """The mark of the quarantine is gone, with the member that set it: try the failed event again."""
-        if self.state is PartitionState.QUARANTINED and self._marked:
+        if self.state is PartitionState.GRANTED:
+            self._quarantined = self._marked = False  # not yet acquired: begin as if there had been no mark
+        elif self.state is PartitionState.QUARANTINED and self._marked:
             self.state = advance(self.state, Step.RESUME)
             self._quarantined = self._marked = False
             self._rewinding = True

@@ -17,7 +17,7 @@ from runnel._worker.committer import Committer
 from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
 from runnel._worker.reader import Reader
-from runnel.events import Feed
+from runnel.feed import Feed
 from runnel.instruments import Announcement, Instruments, LossDetected, PartitionFailed
 from runnel.processors import Processor
 from runnel.settings import Settings

@@ -7,7 +7,7 @@ from runnel._redis.link import REPLY_TIMEOUT, Link
 from runnel._redis.patience import patiently
 from runnel._redis.queries import read, unblock
 from runnel.errors import RunnelError
-from runnel.events import Feed
+from runnel.feed import Feed
 from runnel.instruments import Instruments
 
 __all__ = ["Reader"]

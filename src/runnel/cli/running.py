@@ -110,39 +110,31 @@ def server(
 
     Without --data, what is in it is gone when it ends.
     """
+    # The port is None where there is a socket, or where any free one will do.
+    this = EmbeddedServer(
+        host=host, port=None if unix else port or None, unix_socket=unix, data_dir=data, append_only=data is not None
+    )
     try:
-        # The port is None where there is a socket, or where any free one will do.
-        running = EmbeddedServer(
-            host=host,
-            port=None if unix else port or None,
-            unix_socket=unix,
-            data_dir=data,
-            append_only=data is not None,
-        ).start()
+        this.start()
     except AddressInUse:
         cure = "Choose another one" if unix else f"Choose another one, such as `runnel server --port {port + 1}`"
         raise AddressInUse(
             f"{unix or f'Port {port} of {host}'} is already in use. {cure}, or go on with the server that is there."
         ) from None
-    with running:
-        kept = f"data in {data}" if data else "data in memory only"
-        notes.print(f"{running.version}, {kept}. Ctrl-C ends it.", markup=False)
-        output.print(running.url, markup=False)
-        _wait_for_signal(running)
-
-
-def _wait_for_signal(running: EmbeddedServer) -> None:
-    """Until SIGINT or SIGTERM, or until the server has ended by itself."""
     wanted = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)  # not before the start: the server would inherit it
     try:
-        while running.running and signal.sigtimedwait(wanted, 0.5) is None:
+        kept = f"data in {data}" if data else "data in memory only"
+        notes.print(f"{this.version}, {kept}. Ctrl-C ends it.", markup=False)
+        output.print(this.url, markup=False)
+        while this.running and signal.sigtimedwait(wanted, 0.5) is None:
             pass
+        if not this.running:
+            notes.print("The server has ended by itself.", style="red")
+            raise typer.Exit(1)
     finally:
+        this.stop()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
-    if not running.running:
-        notes.print("The server has ended by itself.", style="red")
-        raise typer.Exit(1)
 
 
 @reporting

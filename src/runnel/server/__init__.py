@@ -11,8 +11,8 @@ says and locks its directory, ``watchdog`` makes it die with the program, and ``
 Not for production: one process, reachable from this machine only, without a password. Nothing starts at import.
 """
 
+from runnel.errors import AddressInUse, ServerError
 from runnel.server.binary import find_binary
 from runnel.server.embedded import EmbeddedServer
-from runnel.server.failures import AddressInUse, ServerError
 
 __all__ = ["AddressInUse", "EmbeddedServer", "ServerError", "find_binary"]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from runnel.errors import ConfigurationError
-from runnel.server.failures import AddressInUse, ServerError
+from runnel.errors import AddressInUse, ConfigurationError, ServerError
 
 __all__ = ["Address", "TcpAddress", "UnixAddress", "free_port", "given_address", "loopback"]
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from runnel.errors import ConfigurationError
+from runnel.errors import AddressInUse, ConfigurationError, ServerError
 from runnel.server import probe, watchdog
 from runnel.server.address import Address, TcpAddress, free_port, given_address, loopback
 from runnel.server.binary import find_binary
-from runnel.server.failures import AddressInUse, ServerError
 from runnel.server.log import last_words, open_log
 
 __all__ = ["EmbeddedServer"]

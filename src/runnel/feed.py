@@ -1,0 +1,169 @@
+"""The meeting point of one partition inside a worker: its buffer and its progress.
+
+The reader fills the buffer, ``Events`` hands it out and marks what is done, the committer takes the progress. All three
+run on one event loop, so nothing here is locked.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from runnel._core.lease import Lease
+
+__all__ = ["Feed", "RawEntry"]
+
+RawEntry = list[Any]
+"""An entry as the server sends it: ``[id, [field, value, ...]]``."""
+
+SLICE = 0.002
+"""Seconds that one partition may run without giving way. With 16 busy partitions the loop is then held for at most
+about 30 ms, well below any time-out."""
+
+_monotonic = time.monotonic
+
+
+class Feed:
+    """The buffer and the progress of one partition, for as long as one member owns it.
+
+    Attributes:
+        partition: its number.
+        token: the fencing token of this ownership.
+        log: key of its log.
+        entries: what was read and not yet handed out.
+        cursor: id of the last entry that was read.
+        done: id of the last entry that was processed.
+        count: entries of the log up to ``done``, counted from its first one.
+        read: the same up to ``cursor``.
+        committed: what Redis holds as the position.
+        dirty: whether the committer has been told of ``done``.
+        stale: Redis holds another position than ``committed``; progress cannot be committed until :meth:`begin`.
+        suspended: handing out waits for the lease to be renewed.
+        ended: nothing more is handed out.
+        check_at: monotonic time from which nothing may be handed out without :meth:`ready`.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_lease",
+        "check_at",
+        "committed",
+        "count",
+        "cursor",
+        "dirty",
+        "done",
+        "ended",
+        "entries",
+        "flush",
+        "log",
+        "on_done",
+        "on_room",
+        "partition",
+        "prefetch",
+        "read",
+        "stale",
+        "suspended",
+        "token",
+    )
+
+    def __init__(self, partition: int, token: int, log: str, lease: Lease, prefetch: int) -> None:
+        self.partition = partition
+        self.token = token
+        self.log = log
+        self.prefetch = prefetch
+        self.entries: deque[RawEntry] = deque()
+        self.cursor = self.done = self.committed = b"0-0"
+        self.count = self.read = 0
+        self.dirty = False
+        self.ended = True
+        self.stale = False
+        self.suspended = False
+        self.check_at = 0.0
+        self._lease = lease
+        self._arrived = asyncio.Event()
+        # Set by who owns the feed: tell the committer, tell the reader, wait for the commit.
+        self.on_done: Callable[[Feed], None]
+        self.on_room: Callable[[Feed], None]
+        self.flush: Callable[[Feed], Awaitable[None]]
+
+    def begin(self, offset: bytes, count: int) -> None:
+        """Start, or start over, behind ``offset``."""
+        self.entries.clear()
+        self.cursor = self.done = self.committed = offset
+        self.count = self.read = count
+        self.dirty = False
+        self.stale = False
+        self.ended = False
+        self.check_at = 0.0
+
+    def end(self) -> None:
+        """Hand out nothing more. What is being processed may finish and is still marked as done."""
+        self.ended = True
+        self.check_at = 0.0
+        self._arrived.set()
+
+    def hungry(self) -> bool:
+        """Whether there is room for another read."""
+        return not self.ended and len(self.entries) <= self.prefetch
+
+    def add(self, entries: Sequence[RawEntry]) -> None:
+        """Take what was read behind ``cursor``."""
+        self.cursor = entries[-1][0]
+        self.read += len(entries)
+        self.entries.extend(entries)
+        self._arrived.set()
+
+    def skip(self, lost: int) -> None:
+        """So many entries behind ``cursor`` were removed from the log unread."""
+        self.read += lost
+        self.count += lost
+
+    def poke(self) -> None:
+        """Look at the lease again."""
+        self._arrived.set()
+
+    def finish(self, last: bytes, number: int) -> None:
+        """``number`` entries up to ``last`` are processed."""
+        self.done = last
+        self.count += number
+        if not self.dirty:
+            self.dirty = True
+            self.on_done(self)
+
+    async def ready(self, *, holding: bool = False) -> bool:
+        """Give way to the others; wait for an entry to hand out and for a lease to do it under.
+
+        Arguments:
+            holding: the caller has entries to hand out already.
+
+        Returns:
+            False if nothing more is handed out.
+        """
+        if self.entries:
+            await asyncio.sleep(0)
+        while not self.ended:
+            if self.entries or holding:
+                now, deadline = _monotonic(), self._lease.deadline
+                if now < deadline:
+                    self.suspended = False
+                    self.check_at = min(now + SLICE, deadline)
+                    return True
+                self.suspended = True  # the heartbeat thread's next success pokes us
+            self._arrived.clear()
+            await self._arrived.wait()
+        return False
+
+    async def more(self, deadline: float) -> bool:
+        """Wait for an entry until ``deadline`` (monotonic). False if there is none, or nothing more is handed out."""
+        while not self.entries and not self.ended:
+            remaining = deadline - _monotonic()
+            if remaining <= 0:
+                return False
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return False
+        return not self.ended

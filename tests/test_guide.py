@@ -616,7 +616,7 @@ async def test_a_processor_that_never_iterates_stops_the_worker_with_a_reason(ap
     status, worker = await run_to_end(app)
     assert status == 1
     assert isinstance(worker.failure, ProcessorReturned)
-    assert 'The processor "lazy" ended without taking an event' in str(worker.failure)
+    assert 'The processor "lazy" ended without asking for an event' in str(worker.failure)
     assert announced.of(PartitionFailed)[0].policy == "halt", "ignoring it would spin for ever"
 
 

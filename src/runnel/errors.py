@@ -12,7 +12,7 @@
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
-    ├─ ProcessorReturned           a processor's function ended without taking an event
+    ├─ ProcessorReturned           a processor's function ended without asking for an event
     ├─ ServerError                 a private server did not start, or is not running
     │  └─ AddressInUse                somebody else listens where it should
     ├─ RedisError                  the server refused a command
@@ -92,7 +92,7 @@ class StreamFull(RunnelError):
 
 
 class ProcessorReturned(RunnelError):
-    """A processor's function ended without taking an event, so that it can make no progress."""
+    """A processor's function ended without asking for an event, so that it can make no progress."""
 
 
 class ServerError(RunnelError):

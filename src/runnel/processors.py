@@ -53,6 +53,11 @@ class Processor(Generic[R]):
                 f"async def {self.name}(events): ..."
             )
         for middleware in self.middleware:
+            if isinstance(middleware, type):
+                raise ConfigurationError(
+                    f'The middleware {middleware.__name__} of processor "{self.name}" is a class; it must be an object: '
+                    f"middleware=[{middleware.__name__}()]."
+                )
             if not inspect.isasyncgenfunction(getattr(middleware, "handler", None)):
                 raise ConfigurationError(
                     f'The middleware {middleware!r} of processor "{self.name}" needs a method `handler` that is an '

@@ -15,7 +15,7 @@ __all__ = ["patiently"]
 T = TypeVar("T")
 
 FIRST_DELAY = 0.02
-"""Seconds. A restart on one machine takes about so long."""
+"""Seconds. Short, since most failures are a connection that was closed and can be made again at once."""
 
 MOST_DELAY = 1.0
 """Seconds. After an outage, everybody is back within that."""

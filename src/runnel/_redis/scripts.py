@@ -333,7 +333,7 @@ async def claim(link: Link, app: str, task: str, tick: int) -> bool:
 
 
 COUNTED_AT_ONCE = 2_000
-"""Entries counted by one script: about a millisecond of the server's time."""
+"""Entries counted by one script: about 2.7 ms of the server's time (100 bytes each, Redis 7.0.15)."""
 
 
 async def count_entries(link: Link, keys: StreamKeys, partition: int, after: bytes, to: bytes) -> int:

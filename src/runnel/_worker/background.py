@@ -121,21 +121,24 @@ class Background:
         while (tick := task.next_tick(time.time(), phase)) is not None:
             while (wait := tick - time.time()) > 0:  # noqa: ASYNC110  nobody could set an event for a time of day
                 await asyncio.sleep(min(wait, LONGEST_SLEEP))  # 1
-            if not task.on_leader or await self._claim(task, tick):  # 2
-                await self._tick(task)  # 3
+            if not task.on_leader or await self._leads_for(task, tick):
+                await self._tick(task, tick)  # 2, 3
             if self._stopping:
                 return
 
-    async def _tick(self, task: BackgroundTask) -> None:
+    async def _tick(self, task: BackgroundTask, tick: float) -> None:
+        """Claim and run, as one: a stop in between would lose a tick that nobody else can claim any more."""
         me = asyncio.current_task()
         assert me is not None
         self._ticking.add(me)
         try:
-            await self._run(task)
+            if not task.on_leader or await self._claim(task, tick):
+                await self._run(task)
         finally:
             self._ticking.discard(me)
 
-    async def _claim(self, task: BackgroundTask, tick: float) -> bool:
+    async def _leads_for(self, task: BackgroundTask, tick: float) -> bool:
+        """Whether this worker is the leader, or becomes it before the tick is out of date."""
         following = task.next_tick(tick, 0.0)
         until = tick + self._session if following is None else min(tick + self._session, following)
         try:
@@ -143,7 +146,9 @@ class Background:
                 await self._leads.wait()
         except TimeoutError:
             return False
+        return True
 
+    async def _claim(self, task: BackgroundTask, tick: float) -> bool:
         async def attempt() -> bool:
             return await claim(self._link, self._app, task.name, int(tick * 1000))
 

@@ -244,9 +244,9 @@ class PartitionConsumer:
             failure = await self._call()  # 1, 2
             if self._given_up:
                 return
-            if failure is None and events.handed_out == 0 and not self.feed.ended:
+            if failure is None and not events.asked and not self.feed.ended:
                 failure = ProcessorReturned(
-                    f'The processor "{self._processor.name}" ended without taking an event. It must iterate over its '
+                    f'The processor "{self._processor.name}" ended without asking for an event. It must iterate over its '
                     "events: async for event in events: ..."
                 )
             if failure is None:

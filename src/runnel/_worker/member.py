@@ -26,7 +26,7 @@ __all__ = ["Member", "seat"]
 
 
 LOSSES_INTERVAL = 10.0
-"""Seconds. A look costs the server about 4 µs per partition."""
+"""Seconds. A look costs the server about 12 µs per partition (Redis 7.0.15)."""
 
 
 def seat(keys: ControlKeys, member: str, partition_count: int, settings: Settings) -> Seat:

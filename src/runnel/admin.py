@@ -62,7 +62,7 @@ async def plan_reset(app: App, processor: str, start: str, partitions: list[int]
             )
     link = Link(app.endpoint)
     try:
-        await app.declare(stream, link)
+        await stream.declare(link)
         resets = []
         for partition in chosen:
             state = await queries.log_state(link, stream.keys, partition)

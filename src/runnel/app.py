@@ -5,7 +5,6 @@ Nothing is connected when an app is made; a connection is opened when something 
 
 import asyncio
 import importlib
-import random
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,16 +12,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from runnel._core.backoff import delays
-from runnel._redis.link import Endpoint, Link
-from runnel._redis.patience import patiently
-from runnel._redis.producer import Limits, Producer
-from runnel._redis.scripts import AppendStatus, Batch, append, declare
+from runnel._redis.link import Endpoint
+from runnel._redis.producer import Limits
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
 from runnel.instruments import Instruments
 from runnel.interfaces import Compressor, Middleware, Serializer
+from runnel.outbox import Outbox
 from runnel.processors import Processor
 from runnel.records import Record
 from runnel.settings import Settings, check_names, load_settings
@@ -33,10 +30,6 @@ __all__ = ["App"]
 
 R = TypeVar("R", bound=Record)
 Function = TypeVar("Function", bound=Callable[[], Awaitable[Any]])
-
-
-ONCE_EXPIRY = 7 * 24 * 3600 * 1000
-"""Milliseconds for which it is remembered that something was sent once: longer than it takes to mend a deployment."""
 
 
 class App:
@@ -67,7 +60,7 @@ class App:
         self.processors: dict[str, Processor[Any]] = {}
         self.tasks: list[BackgroundTask] = []
         self.instruments = Instruments()
-        self._outlets: WeakKeyDictionary[asyncio.AbstractEventLoop, _Outlet] = WeakKeyDictionary()
+        self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()
 
     @property
     def name(self) -> str:
@@ -299,26 +292,17 @@ class App:
 
     async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
         """Append entries; what :meth:`Stream.send` calls."""
-        return await self._outlet().send(stream, items)
+        return await self._outbox().send(stream, items)
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""
-        await self._outlet().send_once(stream, partition, entry, origin)
-
-    async def declare(self, stream: Stream[Any], link: Link) -> None:
-        """Make sure that the stream's stored properties are ours.
-
-        Raises:
-            MetadataMismatch: they are not.
-            RedisUnavailable: Redis is away.
-        """
-        stream.check_metadata(await declare(link, stream.keys, stream.properties))
+        await self._outbox().send_once(stream, partition, entry, origin)
 
     async def aclose(self) -> None:
         """Send what is still to be sent, and close the connections that sending has opened on this event loop."""
-        outlet = self._outlets.pop(asyncio.get_running_loop(), None)
-        if outlet is not None:
-            await outlet.close()
+        outbox = self._outboxes.pop(asyncio.get_running_loop(), None)
+        if outbox is not None:
+            await outbox.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -330,11 +314,11 @@ class App:
 
     # Inside
 
-    def _outlet(self) -> "_Outlet":
+    def _outbox(self) -> Outbox:
         loop = asyncio.get_running_loop()
-        if loop not in self._outlets:
-            self._outlets[loop] = _Outlet(self)
-        return self._outlets[loop]
+        if loop not in self._outboxes:
+            self._outboxes[loop] = Outbox(self.endpoint, self.instruments)
+        return self._outboxes[loop]
 
     def _chosen(self, what: str, given: dict[str, Any]) -> Settings:
         """The settings with what was given for one stream or processor."""
@@ -367,47 +351,3 @@ class App:
                 f'The app "{self.name}" has two background tasks named "{task.name}". Rename one of them.'
             )
         self.tasks.append(task)
-
-
-class _Outlet:
-    """What an app sends through, on one event loop."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._link = Link(app.endpoint)
-        self._producers: dict[str, Producer] = {}
-
-    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
-        producer = self._producers.get(stream.name)
-        if producer is None:
-            await self._app.declare(stream, self._link)
-            producer = Producer(self._link, stream.keys, stream.options.limits, self._app.instruments)
-            producer = self._producers.setdefault(stream.name, producer)
-        return await producer.send(items)
-
-    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
-        limits = stream.options.limits
-        batch = Batch(partition, origin, 1, [entry])
-
-        async def attempt() -> bool:
-            await self._app.declare(stream, self._link)
-            answers = await append(
-                self._link,
-                stream.keys,
-                stream.keys.slot_group(partition),
-                [batch],
-                limit=limits.partition_size,
-                trim=limits.on_full == "trim",
-                expiry=ONCE_EXPIRY,
-            )
-            return answers[0].status is not AppendStatus.FULL
-
-        for delay in delays(0.02, 1.0, random.random):
-            if await patiently(f"send to {stream.name}", attempt, self._app.instruments):
-                return
-            await asyncio.sleep(delay)
-
-    async def close(self) -> None:
-        for producer in self._producers.values():
-            await producer.close()
-        await self._link.close()

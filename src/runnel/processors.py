@@ -55,8 +55,8 @@ class Processor(Generic[R]):
         for middleware in self.middleware:
             if isinstance(middleware, type):
                 raise ConfigurationError(
-                    f'The middleware {middleware.__name__} of processor "{self.name}" is a class; it must be an object: '
-                    f"middleware=[{middleware.__name__}()]."
+                    f'The middleware {middleware.__name__} of processor "{self.name}" is a class; it must be an '
+                    f"object: middleware=[{middleware.__name__}()]."
                 )
             if not inspect.isasyncgenfunction(getattr(middleware, "handler", None)):
                 raise ConfigurationError(

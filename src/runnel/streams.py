@@ -6,7 +6,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from runnel._core.routing import hasher_name, partition_of
 from runnel._redis.keys import StreamKeys
+from runnel._redis.link import Link
 from runnel._redis.producer import Limits
+from runnel._redis.scripts import declare
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
 from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
 from runnel.interfaces import Compressor, Serializer
@@ -152,12 +154,14 @@ class Stream(Generic[R]):
             "format": self.codec.format,
         }
 
-    def check_metadata(self, stored: dict[str, str]) -> None:
-        """Compare the stored properties with ours.
+    async def declare(self, link: Link) -> None:
+        """Make sure that the stored properties are ours; store them if there are none.
 
         Raises:
             MetadataMismatch: naming both values, and the way out.
+            RedisUnavailable: Redis is away.
         """
+        stored = await declare(link, self.keys, self.properties)
         for name, ours in self.properties.items():
             theirs = stored[name]
             if theirs == ours:

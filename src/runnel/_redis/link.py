@@ -83,7 +83,8 @@ class Endpoint:
             return RedisUnavailable(f"{self.safe_url} refused the user or password ({detail}).")
         return RedisUnavailable(
             f"Cannot reach {self.safe_url} ({detail}). "
-            "Start a server with `runnel server`, or set RUNNEL_REDIS_URL or --redis-url."
+            "Start a server with `runnel server`, or name another one: --redis-url, redis_url in App(...), or "
+            "RUNNEL_REDIS_URL where App(...) has none."
         )
 
 

@@ -246,8 +246,8 @@ class PartitionConsumer:
                 return
             if failure is None and not events.asked and not self.feed.ended:
                 failure = ProcessorReturned(
-                    f'The processor "{self._processor.name}" ended without asking for an event. It must iterate over its '
-                    "events: async for event in events: ..."
+                    f'The processor "{self._processor.name}" ended without asking for an event. It must iterate over '
+                    "its events: async for event in events: ..."
                 )
             if failure is None:
                 events.acknowledge()  # 3

@@ -77,7 +77,7 @@ class Worker:
         try:
             self.server = await server_version(link)
             for stream in {processor.stream.name: processor.stream for processor in self.processors}.values():
-                await self.app.declare(stream, link)
+                await stream.declare(link)
         finally:
             await link.close()
 

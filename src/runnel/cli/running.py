@@ -164,18 +164,20 @@ def dev(
 
 
 def _server_if_needed(app: App) -> EmbeddedServer | None:
+    parts = urlsplit(app.settings.redis_url)
+
     async def answers() -> bool:
         try:
             await Worker(app, []).prepare()
         except RedisUnavailable as error:
-            if "refused" in str(error) or "No such file" in str(error):
+            nobody_there = "refused" in str(error) or "No such file" in str(error)
+            if nobody_there and parts.scheme != "rediss":  # ours speaks no TLS
                 return False
             raise
         return True
 
     if run(answers()):
         return None
-    parts = urlsplit(app.settings.redis_url)
     if parts.scheme == "unix":
         started = EmbeddedServer(unix_socket=Path(parts.path))
     else:

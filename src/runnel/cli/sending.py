@@ -162,6 +162,8 @@ class Rejects:
         """
         self.number = 0
         self._path = path
+        if path is not None:
+            path.unlink(missing_ok=True)  # ours, of an earlier run
         self._file: TextIO | None = None
 
     def add(self, number: int, line: str, error: Exception) -> None:

@@ -1,0 +1,63 @@
+"""What an app sends through, on one event loop."""
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from runnel._core.backoff import delays
+from runnel._redis.link import Endpoint, Link
+from runnel._redis.patience import patiently
+from runnel._redis.producer import Producer
+from runnel._redis.scripts import AppendStatus, Batch, append
+from runnel.instruments import Instruments
+from runnel.streams import Stream
+
+__all__ = ["Outbox"]
+
+ONCE_EXPIRY = 7 * 24 * 3600 * 1000
+"""Milliseconds for which it is remembered that something was sent once: longer than it takes to mend a deployment."""
+
+
+class Outbox:
+    """One connection, and a producer per stream, made when something is sent to it first."""
+
+    def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self._link = Link(endpoint)
+        self._producers: dict[str, Producer] = {}
+
+    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+        producer = self._producers.get(stream.name)
+        if producer is None:
+            await stream.declare(self._link)
+            producer = Producer(self._link, stream.keys, stream.options.limits, self._instruments)
+            producer = self._producers.setdefault(stream.name, producer)
+        return await producer.send(items)
+
+    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
+        limits = stream.options.limits
+        batch = Batch(partition, origin, 1, [entry])
+
+        async def attempt() -> bool:
+            await stream.declare(self._link)
+            answers = await append(
+                self._link,
+                stream.keys,
+                stream.keys.slot_group(partition),
+                [batch],
+                limit=limits.partition_size,
+                trim=limits.on_full == "trim",
+                expiry=ONCE_EXPIRY,
+            )
+            return answers[0].status is not AppendStatus.FULL
+
+        for delay in delays(0.02, 1.0, random.random):
+            if await patiently(f"send to {stream.name}", attempt, self._instruments):
+                return
+            await asyncio.sleep(delay)
+
+    async def close(self) -> None:
+        for producer in self._producers.values():
+            await producer.close()
+        await self._link.close()

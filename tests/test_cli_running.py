@@ -1,0 +1,322 @@
+"""Commands that go on until they are stopped: ``worker``, ``server`` and ``dev``, as real processes."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from program import Project, environment, until
+from runnel.server.address import free_port
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp_path: Path) -> Iterator[Project]:
+    made = Project(tmp_path, environment(redis_url, app_name, server_binary, tmp_path))
+    yield made
+    made.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+# worker
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_says_what_it_runs_processes_and_stops_with_status_0(project: Project, number: signal.Signals) -> None:
+    worker = project.start("worker", "shop:app")
+    worker.says("partitions assigned", 2)
+    project.send(7)
+    worker.says("end 7")
+    worker.says("count 7")
+    assert worker.stop(number) == 0
+    banner = worker.stderr.splitlines()
+    assert banner[0].startswith(f'Runnel 0.1.0   app "{project.environment["TEST_APP"]}"   ')
+    assert project.environment["RUNNEL_REDIS_URL"] in banner[0]
+    assert banner[1] == "  printer   orders, 4 partitions, on failure: halt"
+    assert banner[2] == "  counter   orders, 4 partitions, on failure: halt"
+    for line in ("worker started", "joined", "owned=4", f"reason={number.name}", "processed=2"):
+        assert line in worker.stderr
+    assert "Traceback" not in worker.stderr
+    assert project.waiting("printer") == 0
+
+
+def test_the_event_in_progress_is_finished_before_a_worker_stops(project: Project) -> None:
+    worker = project.start("worker", "shop:app")
+    project.send(1, note="slow")
+    worker.says("begin 1")
+    worker.tell(signal.SIGTERM)
+    worker.says("in_flight=1")
+    (project.directory / "gate").touch()
+    assert worker.ends() == 0
+    assert "end 1" in worker.stdout
+    assert project.waiting("printer") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait_and_the_event_is_repeated(project: Project, number: signal.Signals) -> None:
+    worker = project.start("worker", "shop:app")
+    project.send(1, note="slow")
+    worker.says("begin 1")
+    worker.tell(number)
+    worker.says("in_flight=1")
+    assert worker.stop(number) == 130
+    assert "end 1" not in worker.stdout
+    assert "Traceback" not in worker.stderr
+    (project.directory / "gate").touch()
+    successor = project.start("worker", "shop:app")
+    successor.says("end 1")
+    assert successor.stop() == 0
+
+
+def test_a_worker_runs_the_named_processors_only(project: Project) -> None:
+    one = project.start("worker", "shop:app", "--processors", "counter")
+    project.send(1)
+    one.says("count 1")
+    assert one.stop() == 0
+    assert "printer" not in one.stderr
+    assert "end 1" not in one.stdout
+    both = project.start("worker", "shop:app", "--processors=printer, counter")
+    both.says("end 1")
+    both.says("partitions assigned", 2)
+    assert both.stop() == 0
+    assert "processors=['printer', 'counter']" in both.stderr
+
+
+def test_a_halted_worker_ends_with_status_1_and_shows_the_users_traceback_above_the_line(project: Project) -> None:
+    (event_id,) = project.send(1, note="bad")
+    worker = project.start("worker", "shop:app")
+    assert worker.ends() == 1
+    lines = worker.stderr.splitlines()
+    begin = lines.index("Traceback (most recent call last):")
+    end = lines.index("ValueError: a bad order")
+    assert begin < end
+    assert 'shop.py", line ' in lines[begin + 1]
+    assert not [line for line in lines[begin:end] if "/runnel/" in line]
+    assert "processing failed; the worker stops" in lines[end + 1]
+    assert event_id in lines[end + 1]
+    assert "reason='the processor \"printer\" halted'" in worker.stderr
+    assert project.waiting("printer") == 1
+
+
+def test_json_logs_are_json_lines_and_nothing_else(project: Project) -> None:
+    project.send(1, note="bad")
+    worker = project.start("worker", "shop:app", "--log-format", "json", RUNNEL_LOG_FROMAT="console")
+    assert worker.ends() == 1
+    logged = [json.loads(line) for line in worker.stderr.splitlines()]
+    assert all({"event", "level", "timestamp"} <= set(line) for line in logged)
+    events = [line["event"] for line in logged]
+    assert {"worker started", "joined", "stopping", "stopped"} <= set(events)
+    assert 'RUNNEL_LOG_FROMAT is no setting of Runnel. Did you mean "RUNNEL_LOG_FORMAT"?' in events[0]
+    (failed,) = (line for line in logged if line["event"].startswith("processing failed"))
+    assert failed["error"] == "ValueError: a bad order"
+    assert failed["traceback"].endswith("ValueError: a bad order")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown", "hidden"),
+    [("debug", ["partition gained", "joined"], []), ("warning", [], ["joined", "stopping"])],
+)
+def test_the_log_level_decides_what_is_logged(
+    project: Project, level: str, shown: list[str], hidden: list[str]
+) -> None:
+    worker = project.start("worker", "shop:app", "--log-level", level)
+    project.send(1)
+    worker.says("end 1")
+    assert worker.stop() == 0
+    assert [text for text in shown if text not in worker.stderr] == []
+    assert [text for text in hidden if text in worker.stderr] == []
+
+
+@pytest.mark.parametrize("how", ["attribute left out", "RUNNEL_APP", "pyproject.toml"])
+def test_the_app_can_be_named_in_other_ways(project: Project, how: str) -> None:
+    if how == "attribute left out":
+        worker = project.start("worker", "shop")
+    elif how == "RUNNEL_APP":
+        worker = project.start("worker", RUNNEL_APP="shop:app")
+    else:
+        (project.directory / "pyproject.toml").write_text('[tool.runnel]\napp = "shop:app"\n')
+        worker = project.start("worker")
+    worker.says("partitions assigned", 2)
+    assert worker.stop() == 0
+
+
+def test_modules_are_discovered(project: Project) -> None:
+    project.write(
+        **{
+            "main": "import os\nfrom runnel import App\n\n"
+            'app = App(os.environ["TEST_APP"], autodiscover="myproj/**/streams.py")\n',
+            "myproj/__init__": "",
+            "myproj/tasks": "raise RuntimeError('not to be imported')",
+            "myproj/sales/__init__": "",
+            "myproj/sales/streams": "from main import app\n\n@app.task\nasync def hello():\n    print('hello')\n",
+        }
+    )
+    worker = project.start("worker", "main:app")
+    worker.says("hello\n")
+    assert worker.stop() == 0
+    assert "  hello   at startup" in worker.stderr
+
+
+def test_an_app_without_anything_to_run_says_so(project: Project) -> None:
+    project.write(bare='import os\nfrom runnel import App\napp = App(os.environ["TEST_APP"])')
+    worker = project.start("worker", "bare:app")
+    worker.says("no processors and no background tasks: is their module imported? See autodiscover.")
+    worker.says("worker started")
+    assert worker.stop() == 0
+
+
+# processor reset, with a worker
+
+
+def test_a_reset_moves_a_running_worker(project: Project) -> None:
+    worker = project.start("worker", "shop:app")
+    ids = project.send(1, 1, 1)
+    worker.says("end 1", 3)
+    until(lambda: project.waiting("printer") == 0)
+    shown = project.run("processor", "reset", "shop:printer", "--start", ids[1])
+    assert shown.returncode == 0
+    assert "2 events will be processed" in shown.stderr
+    assert project.waiting("printer") == 0
+    done = project.run("processor", "reset", "shop:printer", "--start", ids[1], "--execute")
+    assert done.returncode == 0
+    worker.says("end 1", 5)
+    until(lambda: project.waiting("printer") == 0)
+    assert worker.stop() == 0
+    assert worker.stdout.count("count 1") == 3, "another processor was moved as well"
+
+
+def test_a_worker_goes_on_from_where_it_was_reset_to_while_it_was_away(project: Project) -> None:
+    project.send(1, 2, 3)
+    project.run("processor", "reset", "shop:printer", "--start", "$", "--execute")
+    project.send(4)
+    worker = project.start("worker", "shop:app")
+    worker.says("end 4")
+    worker.says("count", 4)
+    assert worker.stop() == 0
+    assert [line for line in worker.stdout.splitlines() if line.startswith("end")] == ["end 4"]
+    project.run("processor", "reset", "shop:printer", "--start", "0", "--execute")
+    again = project.start("worker", "shop:app")
+    again.says("end", 4)
+    assert again.stop() == 0
+
+
+# server
+
+
+def test_a_server_prints_its_address_and_ends_with_a_signal(project: Project) -> None:
+    server = project.start("server", "--port", "0")
+    server.says("Ctrl-C ends it.")
+    url = server.address()
+    port = urlsplit(url).port
+    assert port is not None
+    assert project.run("send", "shop:orders", '{"order_id": 1}', "--redis-url", url).returncode == 0
+    taken = project.run("server", "--port", str(port))
+    assert taken.returncode == 1
+    assert f"Port {port} of 127.0.0.1 is already in use." in taken.stderr
+    assert f"`runnel server --port {port + 1}`" in taken.stderr
+    assert "Traceback" not in taken.stderr
+    assert server.stop() == 0
+    assert not answers(port)
+
+
+def test_a_server_keeps_its_data_where_it_is_told_to(project: Project) -> None:
+    for lag in (1, 2):
+        server = project.start("server", "--port", "0", "--data", "kept")
+        url = server.address()
+        project.environment["RUNNEL_REDIS_URL"] = url
+        assert project.run("send", "shop:orders", '{"order_id": 1}').returncode == 0
+        assert project.waiting("printer") == lag
+        assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--host", "0.0.0.0"], 4, "it has no password"),
+        (["--port", "70000"], 2, "--port"),
+        (["--unix", "nowhere/x.sock"], 4, "there is no directory"),
+    ],
+)
+def test_a_server_that_makes_no_sense_is_refused(
+    project: Project, arguments: list[str], status: int, message: str
+) -> None:
+    ended = project.run("server", *arguments)
+    assert ended.returncode == status
+    assert message in ended.stderr
+
+
+# dev
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_dev_brings_a_server_along_and_leaves_nothing_behind(project: Project, number: signal.Signals) -> None:
+    port = free_port("127.0.0.1")
+    project.environment["RUNNEL_REDIS_URL"] = f"redis://127.0.0.1:{port}"
+    dev = project.start("dev", "shop:app")
+    dev.says("partitions assigned", 2)
+    assert f"at redis://127.0.0.1:{port}, data in memory only." in dev.stderr
+    project.send(5)
+    dev.says("end 5")
+    (worker,) = dev.workers()
+    assert alive(worker)
+    assert dev.stop(number) == 0
+    assert f"reason={signal.SIGTERM.name}" in dev.stderr
+    assert not alive(worker)
+    assert not answers(port)
+
+
+def test_dev_restarts_the_worker_when_a_file_changes(project: Project) -> None:
+    port = free_port("127.0.0.1")
+    project.environment["RUNNEL_REDIS_URL"] = f"redis://127.0.0.1:{port}"
+    source = (project.directory / "shop.py").read_text()
+    dev = project.start("dev", "shop:app", "--processors", "printer", "-l", "info")
+    dev.says("partitions assigned")
+    project.send(1)
+    dev.says("end 1")
+    project.write(shop=source.replace('print("end"', 'print("finished"'))
+    dev.says("A file has changed: restarting the worker.")
+    dev.says("partitions assigned", 2)
+    project.send(2)
+    dev.says("finished 2")
+    project.write(shop=source + "def f(:\n")
+    dev.says("SyntaxError")
+    dev.says("The worker ended with status 2. Waiting for a change.")
+    project.write(shop=source)
+    dev.says("partitions assigned", 3)
+    assert dev.stop(signal.SIGINT) == 0
+    assert len(dev.workers()) == 3
+    assert not any(alive(worker) for worker in dev.workers())
+    assert dev.stdout.split("\n").count("end 1") == 1, "an event was repeated by a reload"
+
+
+def test_dev_uses_a_server_that_is_there(project: Project) -> None:
+    dev = project.start("dev", "shop:app", "--no-reload")
+    dev.says("partitions assigned", 2)
+    assert "Started" not in dev.stderr
+    assert dev.stop() == 0
+    assert project.send(1)
+
+
+def test_dev_without_reload_ends_with_its_worker(project: Project) -> None:
+    project.send(1, note="bad")
+    dev = project.start("dev", "shop:app", "--no-reload")
+    assert dev.ends() == 1
+    assert "ValueError: a bad order" in dev.stderr

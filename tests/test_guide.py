@@ -707,3 +707,22 @@ async def test_what_was_removed_unprocessed_is_announced(app_name: str, redis_ur
     await app.aclose()
     assert seen == [0, 1, 8, 9, 10, 11]
     assert announced.of(LossDetected) == [LossDetected("proc", 0, 6)]
+
+
+async def test_the_end_of_the_events_is_no_failure_of_code_that_calls_anext_itself(
+    app_name: str, redis_url: str
+) -> None:
+    app = App(name=app_name, redis_url=redis_url)
+    numbers = app.stream("steps", record=Step, partition_by="key", partition_count=1)
+    seen = []
+
+    @app.processor(numbers)
+    async def one_by_one(events):
+        records = events.records()
+        while True:
+            seen.append((await anext(records)).n)
+
+    await numbers.send(Step(key="a", n=1))
+    async with running(app):
+        await eventually(lambda: seen == [1])
+    await app.aclose()

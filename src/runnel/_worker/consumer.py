@@ -273,7 +273,8 @@ class PartitionConsumer:
                 raise  # the event loop is shut down around us
             failure = error  # raised by the user's own code
         except Exception as error:
-            failure = error
+            # The end of the events, in code that calls anext() itself, is no failure.
+            failure = None if isinstance(error, StopAsyncIteration) and self.feed.ended else error
         self._events.failure = failure
         return await self._finish_middleware(None) or failure
 

@@ -108,9 +108,17 @@ class RedisError(RunnelError):
 
 
 class RedisUnavailable(RunnelError):
-    """The server cannot be reached, or cannot serve at the moment. Waiting may help."""
+    """The server cannot be reached, or cannot serve at the moment. Waiting may help.
+
+    Attributes:
+        what: the message without the cure, for who waits anyway.
+    """
 
     exit_status = 3
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        super().__init__(f"{what} {cure}" if cure else what)
+        self.what = what
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

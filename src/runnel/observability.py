@@ -126,7 +126,9 @@ class LogSubscriber:
             case i.RedisLost(role, error):
                 first = not self._away
                 self._away.append(role)
-                (log.warning if first else log.debug)("waiting for Redis", operation=role, error=str(error))
+                (log.warning if first else log.debug)(
+                    "waiting for Redis", operation=role, error=getattr(error, "what", str(error))
+                )
             case i.RedisRecovered(role, seconds):
                 self._away.remove(role)
                 last = not self._away

@@ -82,9 +82,9 @@ class Endpoint:
         elif isinstance(error, exceptions.AuthenticationError):
             return RedisUnavailable(f"{self.safe_url} refused the user or password ({detail}).")
         return RedisUnavailable(
-            f"Cannot reach {self.safe_url} ({detail}). "
+            f"Cannot reach {self.safe_url} ({detail.rstrip('.')}).",
             "Start a server with `runnel server`, or name another one: --redis-url, redis_url in App(...), or "
-            "RUNNEL_REDIS_URL where App(...) has none."
+            "RUNNEL_REDIS_URL where App(...) has none.",
         )
 
 

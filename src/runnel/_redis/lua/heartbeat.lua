@@ -67,7 +67,7 @@ local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(se
 local clock = tonumber(group[2] or newest) + step
 local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
 local due, joins = tonumber(group[5] or clock), tonumber(group[6] or 0)   -- lost: as if an assignment had been due
-local run, since = group[7] or '', tonumber(group[8] or 0)
+local run, since = group[7] or '', tonumber(group[8] or -1)   -- since: when run changed; -1: never
 if #order > 0 then joins = math.max(joins, order[#order].joined) end
 
 local wake = {}
@@ -111,7 +111,7 @@ if #cut_off > 0 or op == 'join' then
   end
 end
 for _, member in ipairs(cut_off) do
-  local proven = since == 0 or clock - since > session / 2
+  local proven = since < 0 or clock - since > session / 2
   if member.suspected < member.beat then member.suspected = clock end
   if proven and clock - member.suspected >= SECOND_LOOK and clock - member.beat >= silence then
     drop(member)

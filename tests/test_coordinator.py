@@ -39,13 +39,16 @@ class Member:
     def name(self) -> str:
         return self.seat.member
 
-    async def say(self, op: Op = Op.BEAT, *, drained: bool = True, floor: int = 0, heard: bool = True) -> Beat:
+    async def say(
+        self, op: Op = Op.BEAT, *, drained: bool = True, floor: int = 0, heard: bool = True, unheard: float = 0.0
+    ) -> Beat:
         """One heartbeat.
 
         Arguments:
             drained: whether everything that is being drained is done by now, so that it is released.
             floor: as the script's.
             heard: whether the answer arrives.
+            unheard: as the script's.
         """
         if drained:
             self.releases |= self.draining
@@ -54,7 +57,12 @@ class Member:
         settled = not (self.waiting or self.draining or self.releases)
         sent = dict(self.releases)
         beat = await scripts.heartbeat(
-            self.link, self.seat, op, epoch=self.epoch, settled=settled, floor=floor, releases=list(sent.items())
+            *(self.link, self.seat, op),
+            epoch=self.epoch,
+            settled=settled,
+            floor=floor,
+            unheard=unheard,
+            releases=list(sent.items()),
         )
         if not heard:
             return beat
@@ -444,6 +452,38 @@ async def test_who_is_silent_for_a_session_is_dead(group: Group) -> None:
     beat = await a.say()
     assert not beat.known
     assert a.held == {}
+
+
+async def test_who_speaks_but_does_not_hear_is_dead_after_a_session(group: Group) -> None:
+    group = replace(group, session=400)
+    a, b = await group.joined("a", "b")
+    await a.say()
+    deaf_since = time.monotonic()
+
+    async def hearing_has_all() -> bool:
+        await a.say(heard=False, unheard=time.monotonic() - deaf_since)
+        await b.say()
+        return len(b.held) == 4
+
+    await until(hearing_has_all)
+    assert 0.39 <= time.monotonic() - deaf_since < 1.0
+    assert await group.names() == {"b"}
+    assert not (await a.say(Op.JOIN, unheard=time.monotonic() - deaf_since)).known, "the deaf are not taken in again"
+    assert await group.names() == {"b"}
+    assert (await a.say(Op.JOIN)).known
+
+
+async def test_one_answer_that_is_lost_costs_nobody_a_seat(group: Group) -> None:
+    group = replace(group, session=400)
+    a, b = await group.joined("a", "b")
+    held = dict(a.held)
+    for _ in range(20):
+        lost_at = time.monotonic()
+        await a.say(heard=False)
+        await a.say(unheard=time.monotonic() - lost_at)
+        await b.say()
+        await anyio.sleep(0.03)
+    assert a.held == held
 
 
 async def test_who_comes_back_late_but_before_anybody_noticed_goes_on(group: Group) -> None:

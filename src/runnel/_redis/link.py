@@ -15,7 +15,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
 from runnel.errors import ConfigurationError, RedisError, RedisUnavailable
 
-__all__ = ["Endpoint", "Link", "Listener"]
+__all__ = ["REPLY_TIMEOUT", "Endpoint", "Link", "Listener"]
 
 CONNECT_TIMEOUT = 5.0
 """Seconds. A server on a working network answers a connection in milliseconds."""

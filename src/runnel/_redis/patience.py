@@ -27,6 +27,7 @@ async def patiently(
     instruments: Instruments,
     *,
     limit: float | None = None,
+    most_delay: float = MOST_DELAY,
 ) -> T:
     """Repeat an operation that may be repeated until Redis answers.
 
@@ -36,6 +37,7 @@ async def patiently(
         instruments: where to announce.
         limit: seconds after which to give up; ``None`` for never. Without a limit, errors that waiting may not mend are
             waited for as well: a worker outlives a mistake in Redis that somebody is about to correct.
+        most_delay: seconds between two attempts at most.
 
     Raises:
         RedisUnavailable: ``limit`` has passed.
@@ -44,7 +46,7 @@ async def patiently(
     started = time.monotonic()
     reported = False
     try:
-        for delay in delays(FIRST_DELAY, MOST_DELAY, random.random):
+        for delay in delays(FIRST_DELAY, most_delay, random.random):
             try:
                 result = await operation()
             except (RedisUnavailable, RedisError) as error:

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from runnel._redis.keys import ControlKeys, StreamKeys, task_ticks
-from runnel._redis.link import Link
+from runnel._redis.link import REPLY_TIMEOUT, Link
 from runnel.errors import RedisError
 
 __all__ = [
@@ -51,13 +51,15 @@ class _Script:
         self._source = resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
         self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
-    async def __call__(self, link: Link, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def __call__(
+        self, link: Link, keys: Sequence[str], arguments: Sequence[Any], timeout: float = REPLY_TIMEOUT
+    ) -> Any:
         try:
-            return await link.call("EVALSHA", self._digest, len(keys), *keys, *arguments)
+            return await link.call("EVALSHA", self._digest, len(keys), *keys, *arguments, timeout=timeout)
         except RedisError as error:
             if not str(error).startswith(("NOSCRIPT", "No matching script")):
                 raise
-            return await link.call("EVAL", self._source, len(keys), *keys, *arguments)
+            return await link.call("EVAL", self._source, len(keys), *keys, *arguments, timeout=timeout)
 
 
 _heartbeat = _Script("heartbeat")
@@ -127,6 +129,7 @@ async def heartbeat(
     epoch: str = "",
     settled: bool = False,
     floor: int = 0,
+    unheard: float = 0.0,
     releases: Sequence[tuple[int, int]] = (),
 ) -> Beat:
     """Tell the coordinator that we live; see the header of ``heartbeat.lua``.
@@ -135,7 +138,11 @@ async def heartbeat(
         epoch: that of the last answer.
         settled: whether nothing is open between us and the coordinator, so that it need not send everything.
         floor: new tokens must be above it.
+        unheard: seconds since we first asked what we have still no answer to; 0 if this is the first time that we ask.
         releases: partition and token of what we have handed back since the last answer.
+
+    An answer is waited for during a quarter of the session, but at least a second: after a lost one there is time to
+    ask again.
     """
     keys = seat.keys
     status, new_epoch, full, waiting, again, granted, revoked = await _heartbeat(
@@ -152,8 +159,10 @@ async def heartbeat(
             epoch,
             int(settled),
             floor,
+            int(unheard * 1000),
             *(number for release in releases for number in release),
         ),
+        timeout=min(REPLY_TIMEOUT, max(1.0, seat.session / 4000)),
     )
     return Beat(
         known=status == b"OK",

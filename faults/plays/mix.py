@@ -1,0 +1,3 @@
+"""All of it."""
+
+PLAYS = ()

@@ -1,0 +1,272 @@
+"""Faults of workers: killed, frozen, blocked, coming and going."""
+
+import time
+from collections.abc import Iterable, Iterator
+from statistics import median
+
+from faults.checker import Violation
+from faults.history import Disturbance, Effect, History
+from faults.plays.play import Play, Scene
+
+HAND_OVER = 0.2
+"""Seconds from the release of a partition until its next owner has it, besides the handler's time: p99 under F17."""
+
+IDLE = 1.0
+"""Seconds that a partition may be idle while workers come and go, besides draining."""
+
+
+# F1
+
+
+async def crash(scene: Scene) -> None:
+    """Kill a random worker every few seconds, and start another."""
+    stage = scene.stage
+    until = time.monotonic() + scene.seconds
+    while time.monotonic() < until:
+        await stage.handled(100)
+        stage.kill(scene.one())
+        stage.start_worker()
+        await stage.shared()
+
+
+def taken_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
+    """The first event of an orphaned partition: after 1.0 s in the median, and in less than 2 s at the worst."""
+    delays = [delay for d in history.disturbances if d.kind == "kill" for delay in take_overs(history, d).values()]
+    worst_of_each = [
+        max(found.values()) for d in history.disturbances if d.kind == "kill" and (found := take_overs(history, d))
+    ]
+    if not delays:
+        return
+    scene.figures |= {
+        "kills": len(worst_of_each),
+        "take-over median of kills": median(worst_of_each),
+        "take-over worst": max(delays),
+    }
+    if median(worst_of_each) > 1.0 or max(delays) >= 2.0:
+        yield Violation("F1", f"taken over after {median(worst_of_each):.2f} s (median), {max(delays):.2f} s (worst)")
+
+
+def take_overs(history: History, disturbance: Disturbance) -> dict[int, float]:
+    """Per partition that a process owned: seconds until somebody else has *begun* an event that was waiting."""
+    last: dict[int, Effect] = {}
+    for effect in history.effects:
+        if effect.ended <= disturbance.started + 0.05:
+            last[effect.partition] = effect
+    orphans = {p for p, effect in last.items() if effect.pid == disturbance.pid}
+    found: dict[int, float] = {}
+    for effect in sorted(history.effects, key=lambda e: e.started):
+        if (
+            effect.partition in orphans
+            and effect.partition not in found
+            and effect.token > last[effect.partition].token
+        ):
+            sent = history.sends[effect.serial]
+            waiting_since = max(disturbance.started, sent.ended or sent.invoked)
+            found[effect.partition] = effect.started - waiting_since
+    return found
+
+
+# F2, F3
+
+
+async def freeze_long(scene: Scene) -> None:
+    """SIGSTOP for two sessions: one worker, then several at once."""
+    stage = scene.stage
+    session = stage.session
+    until = time.monotonic() + scene.seconds
+    most = 1
+    while time.monotonic() < until:
+        await stage.handled(100)
+        await stage.frozen(scene.some(most), 2 * session)
+        await stage.shared()
+        most = 3
+
+
+def fenced_in_time(history: History, scene: Scene) -> Iterable[Violation]:
+    """What a frozen or cut off worker owned goes on within the session timeout + 1 s."""
+    yield from _go_on_within(history, scene, ("freeze", "cut"), scene.stage.session + 1.0)
+
+
+def _go_on_within(history: History, scene: Scene, kinds: tuple[str, ...], most: float) -> Iterator[Violation]:
+    worst = 0.0
+    for d in history.disturbances:
+        if d.kind in kinds and d.ended - d.started > scene.stage.session:
+            for partition, delay in take_overs(history, d).items():
+                worst = max(worst, delay)
+                if delay > most:
+                    text = f"partition {partition} went on {delay:.2f} s after {d}, more than {most:.2f} s"
+                    yield Violation(scene_name(kinds), text, d.started, partition)
+    scene.figures["taken over after at most"] = worst
+
+
+def scene_name(kinds: tuple[str, ...]) -> str:
+    """What a violation of a time is called."""
+    return "F2" if "freeze" in kinds else "F9"
+
+
+async def freeze_short(scene: Scene) -> None:
+    """SIGSTOP for half a session."""
+    stage = scene.stage
+    until = time.monotonic() + scene.seconds
+    while time.monotonic() < until:
+        await stage.frozen(scene.some(2), stage.session / 2)
+        await stage.handled(100)
+
+
+def nothing_moves(history: History, scene: Scene) -> Iterable[Violation]:
+    """No rebalance: no partition gets another owner; and nothing is repeated."""
+    token: dict[int, int] = {}
+    for acquire in history.acquires:
+        if acquire.status == "OK":
+            before = token.setdefault(acquire.partition, acquire.token)
+            if before != acquire.token and scene.began < acquire.sent < scene.ended:
+                text = f"token {before} was replaced: {acquire}"
+                yield Violation("rebalance", text, acquire.answered, acquire.partition)
+            token[acquire.partition] = acquire.token
+    yield from nothing_repeated(history, scene)
+
+
+def nothing_repeated(history: History, scene: Scene) -> Iterable[Violation]:
+    """Nothing was handled twice."""
+    seen: dict[tuple[str, int], Effect] = {}
+    for effect in history.effects:
+        if effect.serial in seen:
+            yield Violation("repeat", f"{seen[effect.serial]} and {effect}", effect.started, effect.partition)
+        seen[effect.serial] = effect
+
+
+# F4, F5
+
+
+async def block(scene: Scene) -> None:
+    """A handler calls time.sleep for two sessions, twice."""
+    for _ in range(2):
+        await _order(scene, f"block {2 * scene.stage.session}")
+
+
+async def hold(scene: Scene) -> None:
+    """A handler calls a C function that keeps the interpreter's lock for two sessions, twice."""
+    for _ in range(2):
+        pid = await _order(scene, f"hold {2 * scene.stage.session}")
+        stage = scene.stage
+        (worker,) = (w for w in stage.workers if w.pid == pid)
+        ended = time.monotonic()
+        stage.disturbances.append(Disturbance("hold", ended - 2 * stage.session - 0.5, ended, pid))
+        assert worker.alive
+        await stage.shared()
+
+
+async def _order(scene: Scene, body: str) -> int:
+    """Have a producer send an event of this kind, and wait until it was handled. Returns by which process."""
+    stage = scene.stage
+    number = scene.rng.randrange(len(stage.producers))
+    before = stage.lines("E")
+    (stage.directory / f"p{number}.orders").write_text(body)
+    seconds = float(body.split()[1])
+    longest = 0.0
+
+    def done() -> int:
+        nonlocal longest
+        for path in stage.directory.glob("worker-*.journal"):
+            for line in path.read_text().splitlines()[-400:]:
+                fields = line.split(" ")
+                if fields[0] == "E" and float(fields[2]) - float(fields[1]) >= seconds * 0.95:
+                    key = (path.name, fields[6])
+                    if key not in scene.orders:
+                        scene.orders.add(key)
+                        return int(path.stem.split("-")[1])
+        return 0
+
+    pid = await stage.until(done, f"no event took {seconds} s ({before} handled before)", seconds + 60)
+    return int(pid)
+
+
+# F16, F17
+
+
+async def churn(scene: Scene) -> None:
+    """From one worker to six and back, every few seconds, and a rolling restart."""
+    stage = scene.stage
+    until = time.monotonic() + scene.seconds
+    while time.monotonic() < until:
+        while len(stage.alive) < 6:
+            stage.start_worker()
+        await stage.shared()
+        await stage.handled(100)
+        for worker in stage.alive:  # rolling: one goes, one comes
+            if time.monotonic() > until:
+                break
+            stage.terminate(worker)
+            stage.start_worker()
+            await stage.shared()
+        for worker in stage.alive[1:]:
+            stage.terminate(worker)
+        await stage.shared()
+        await stage.handled(100)
+    while len(stage.alive) < 3:
+        stage.start_worker()
+    await stage.shared()
+
+
+def never_idle(history: History, scene: Scene) -> Iterable[Violation]:
+    """Under churn, no partition is without an owner for longer than a second."""
+    yield from nothing_repeated(history, scene)
+    gaps = hand_overs(history)
+    if gaps:
+        scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over worst": max(gaps)}
+        if max(gaps) > IDLE:
+            yield Violation("F16", f"a partition was idle for {max(gaps):.2f} s")
+
+
+async def stop(scene: Scene) -> None:
+    """SIGTERM under load, and another worker in its place."""
+    stage = scene.stage
+    until = time.monotonic() + scene.seconds
+    while time.monotonic() < until:
+        await stage.handled(150)
+        stage.terminate(scene.one())
+        stage.start_worker()
+        await stage.shared()
+
+
+def handed_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
+    """Nothing repeated; hand-over p99 below 200 ms besides the handler's time."""
+    yield from nothing_repeated(history, scene)
+    gaps = sorted(hand_overs(history))
+    if not gaps:
+        return
+    p99 = gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))]
+    scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over p99": p99}
+    if p99 > HAND_OVER:
+        yield Violation("F17", f"hand-over took {p99:.3f} s (p99 of {len(gaps)})")
+
+
+def hand_overs(history: History) -> list[float]:
+    """Seconds from when a partition's function has finished its last event until its next owner has acquired it."""
+    found = []
+    released: dict[tuple[int, int], float] = {
+        (note.fields["partition"], note.fields["token"]): note.at
+        for note in history.notes
+        if note.name == "PartitionReleased"
+    }
+    acquired: dict[int, list[tuple[int, float]]] = {}
+    for acquire in history.acquires:
+        if acquire.status == "OK":
+            acquired.setdefault(acquire.partition, []).append((acquire.token, acquire.answered))
+    for partition, owners in acquired.items():
+        owners.sort()
+        for (token, _), (_, at) in zip(owners, owners[1:], strict=False):
+            if (since := released.get((partition, token))) is not None:
+                found.append(at - since)
+    return found
+
+
+PLAYS = (
+    Play("F1", "crash: kill -9 of a worker, and another in its place", crash, taken_over_soon, session=None),
+    Play("F2", "freeze for longer than the session", freeze_long, fenced_in_time),
+    Play("F3", "freeze for half a session", freeze_short, nothing_moves, seconds=12),
+    Play("F4", "a handler blocks the event loop for two sessions", block, nothing_moves),
+    Play("F5", "a handler holds the interpreter's lock for two sessions", hold, workers=3),
+    Play("F16", "churn: 1 to 6 workers and back, rolling restarts", churn, never_idle, session=None, workers=1),
+    Play("F17", "graceful stop under load", stop, handed_over_soon, session=None),
+)

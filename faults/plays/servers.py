@@ -1,0 +1,134 @@
+"""Faults of the server: restarted, stopped for a while, at another time, out of memory, and emptied by hand."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from faults.checker import Violation
+from faults.history import History
+from faults.plays.play import Play, Scene
+from faults.plays.processes import nothing_moves
+from faults.records import PARTITIONS
+
+# F6
+
+
+async def restart(scene: Scene) -> None:
+    """Kill the server and start it again; stop it with DEBUG SLEEP; hold its clients with CLIENT PAUSE; in turn."""
+    stage = scene.stage
+    await asyncio.sleep(3.0)  # what was set up before the first crash is on disk
+    until = time.monotonic() + scene.seconds
+    while True:
+        await stage.handled(150)
+        await stage.crash_server(scene.rng.uniform(0.1, 1.0))
+        await stage.handled(150)
+        await asyncio.sleep(1.0)  # so that faults do not make up a single one that is longer than a session
+        if time.monotonic() > until:
+            return
+        await stage.ask("CLIENT", "PAUSE", int(stage.session * 500), scene.rng.choice(("ALL", "WRITE")))
+        await stage.handled(150)
+        await asyncio.sleep(1.0)
+        await stage.ask("DEBUG", "SLEEP", stage.session / 2)
+        await stage.handled(150)
+        await asyncio.sleep(1.0)
+
+
+def nobody_is_evicted(history: History, scene: Scene) -> Iterable[Violation]:
+    """Every partition stays with its owner."""
+    yield from (violation for violation in nothing_moves(history, scene) if violation.check != "repeat")
+
+
+# F11
+
+
+async def clocks(scene: Scene) -> None:
+    """The server's clock jumps an hour ahead, back, and runs at double speed."""
+    stage = scene.stage
+    for setting in ("+3600", "+0", "-3600", "+0 x2", "+0"):
+        started = time.monotonic()
+        (stage.directory / "faketime").write_text(setting + "\n")
+        await stage.handled(150)
+        await asyncio.sleep(scene.seconds / 5)
+        stage.note("clock", started)
+
+
+def ids_grow(history: History, scene: Scene) -> Iterable[Violation]:
+    """Jumps evict nobody, and ids never fall."""
+    yield from nothing_moves(history, scene)
+    last: dict[str, tuple[int, tuple[int, int]]] = {}
+    for send in sorted(history.sends.values(), key=lambda send: send.serial):
+        if send.id is not None:
+            before = last.get(send.key)
+            if before is not None and send.id <= before[1]:
+                yield Violation("F11", f"{send} has a lower id than the event before it, {before}")
+            last[send.key] = (send.number, send.id)
+
+
+# F14
+
+
+async def memory(scene: Scene) -> None:
+    """maxmemory at what is used: producers cannot append, workers go on; then there is memory again."""
+    stage = scene.stage
+    until = time.monotonic() + scene.seconds
+    while time.monotonic() < until:
+        info = (await stage.ask("INFO", "memory")).decode()
+        used = int(next(line for line in info.splitlines() if line.startswith("used_memory:")).split(":")[1])
+        await stage.ask("CONFIG", "SET", "maxmemory", max(used - 100_000, 1))
+        started = time.monotonic()
+        await asyncio.sleep(scene.seconds / 4)
+        stage.note("memory", started)
+        await stage.ask("CONFIG", "SET", "maxmemory", 0)
+        await stage.handled(150)
+
+
+# F15
+
+
+async def destroy(scene: Scene) -> None:
+    """Each command that an operator may regret."""
+    stage, keys = scene.stage, scene.stage.steps.keys
+    harmless = [
+        ("SCRIPT", "FLUSH"),
+        ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
+        ("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"),
+        *(("XGROUP", "DESTROY", keys.log(p), "record") for p in scene.rng.sample(range(PARTITIONS), 3)),
+        *(("DEL", key) for key in (stage.control.group, stage.control.members, stage.control.targets)),
+        ("DEL", stage.control.owners),
+        ("DEL", keys.metadata),
+        ("DEL", keys.registered(0)),
+    ]
+    scene.rng.shuffle(harmless)
+    for command in harmless:
+        await stage.ask(*command)
+        await stage.handled(60)
+    await stage.shared()
+    for partition in scene.rng.sample(range(PARTITIONS), 2):
+        await _destroying(scene, ("XTRIM", keys.log(partition), "MAXLEN", 0), partition)
+    for partition in scene.rng.sample(range(PARTITIONS), 2):
+        await _destroying(scene, ("DEL", keys.log(partition)), partition)
+    await _destroying(scene, ("DEL", keys.positions(0, "record")), None)
+    await _destroying(scene, ("FLUSHALL",), None)
+
+
+async def _destroying(scene: Scene, command: tuple[object, ...], partition: int | None) -> None:
+    started = time.monotonic()
+    await scene.stage.ask(*command)
+    scene.stage.note("destroy", started, partition=partition)
+    await scene.stage.handled(100)
+    await scene.stage.shared()
+
+
+PLAYS = (
+    Play(
+        "F6",
+        "the server crashes and restarts, sleeps, pauses its clients",
+        restart,
+        nobody_is_evicted,
+        append_only=True,
+        server=("--enable-debug-command", "yes"),
+    ),
+    Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, faketime=True),
+    Play("F14", "no memory is left in the server", memory, nothing_moves),
+    Play("F15", "commands that destroy", destroy),
+)

@@ -1,0 +1,157 @@
+"""Plays a fault and judges it."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from faults import account
+from faults.checker import Violation, check
+from faults.history import History
+from faults.plays import Play, Scene
+from faults.proxy import Proxy
+from faults.records import PARTITIONS
+from faults.stage import Broken, Stage
+from runnel.server import EmbeddedServer
+from runnel.settings import Settings
+
+LIBFAKETIME = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+)
+
+
+@dataclass
+class Outcome:
+    """What became of a play."""
+
+    play: Play
+    seed: int
+    directory: Path
+    seconds: float = 0.0
+    violations: list[Violation] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+async def perform(
+    play: Play, seed: int, directory: Path, *, binary: str | Path | None, seconds: float | None, mutant: str = ""
+) -> Outcome:
+    """Play a fault.
+
+    1. Start server, workers and producers, and wait until everything runs.
+    2. Let the play do its worst.
+    3. Wait until everything is in order again (C9).
+    4. Check the history. If it is bad, write an account of the first violation beside it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(play, seed, directory)
+    started = time.monotonic()
+    session = play.session if play.session is not None else Settings(name="default").session_timeout
+    environment = {**play.environment, **({"FAULTS_MUTANT": mutant} if mutant else {})}
+    stage = Stage(directory, _server(play, directory, binary), session, environment)
+    scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
+    history: History | None = None
+    try:
+        for _ in range(play.workers):
+            await _through(scene, stage.start_worker)
+        for kind, rate in play.producers:
+            await _through(scene, lambda url, kind=kind, rate=rate: stage.start_producer(kind, rate, url))
+        await stage.shared()
+        await stage.handled(200)
+        scene.began = time.monotonic()
+        await play.act(scene)  # 2
+        history = await stage.finish()  # 3
+        outcome.violations += leftovers(await _clients(stage), scene)
+        scene.ended = time.monotonic()
+        await stage.stop_workers()
+    except (Broken, TimeoutError) as error:
+        scene.ended = time.monotonic()
+        outcome.violations.append(Violation("broken", str(error), time.monotonic()))
+        history = await asyncio.wait_for(stage.history(), 20)
+    finally:
+        for proxy in scene.proxies.values():
+            await proxy.close()
+        await stage.close()
+        outcome.seconds = time.monotonic() - started
+    assert history is not None
+    outcome.violations += check(history)  # 4
+    outcome.violations += play.judge(history, scene)
+    outcome.facts = _facts(history) | scene.figures
+    (directory / "schedule.json").write_text(json.dumps([asdict(d) for d in history.disturbances], indent=1))
+    if outcome.violations:
+        (directory / "account.txt").write_text(account.of(outcome.violations, history))
+    return outcome
+
+
+def _server(play: Play, directory: Path, binary: str | Path | None) -> EmbeddedServer:
+    if play.faketime:
+        library = next((path for path in LIBFAKETIME if Path(path).exists()), None)
+        if library is None:
+            raise Broken(f"{play.number} needs libfaketime: apt install libfaketime")
+        (directory / "faketime").write_text("+0\n")
+        wrapped = directory / "server-in-another-time"
+        program = binary or shutil.which("valkey-server") or shutil.which("redis-server")
+        wrapped.write_text(
+            "#!/bin/sh\n"
+            f"export LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={directory / 'faketime'} FAKETIME_NO_CACHE=1\n"
+            f'export FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {program} "$@"\n'
+        )
+        wrapped.chmod(0o700)
+        binary = wrapped
+    return EmbeddedServer(
+        binary=binary, data_dir=directory / "data", append_only=play.append_only, extra=play.server, start_timeout=30
+    )
+
+
+async def _through(scene: Scene, start: object) -> None:
+    """Start a process, with a proxy of its own where the play wants that."""
+    play_proxied = scene.proxied
+    if not play_proxied:
+        start(None)  # type: ignore[operator]
+        return
+    proxy = await Proxy(int(scene.stage.server.url.rsplit(":", 1)[1])).start()
+    scene.proxies[start(proxy.url)] = proxy  # type: ignore[operator]
+
+
+async def _clients(stage: Stage) -> int:
+    return len((await stage.ask("CLIENT", "LIST")).decode().splitlines())
+
+
+def leftovers(clients: int, scene: Scene) -> list[Violation]:
+    """C9: no connection is left over.
+
+    A worker has one for commits, one for reads, one for heartbeats, one that listens, and may have one for ticks; we
+    have one.
+    """
+    most = 1 + 5 * len(scene.stage.alive)
+    return [] if clients <= most else [Violation("C9", f"{clients} connections where {most} are enough")]
+
+
+def _facts(history: History) -> dict[str, float]:
+    outcomes = Counter(send.outcome for send in history.sends.values())
+    distinct = len({effect.serial for effect in history.effects})
+    return {
+        "sent": outcomes["O"],
+        "refused": outcomes["F"],
+        "unknown": outcomes["U"],
+        "handled": distinct,
+        "repeated": len(history.effects) - distinct,
+        "owners": len({(a.partition, a.token) for a in history.acquires if a.status == "OK"}) - PARTITIONS,
+        "losses reported": sum(
+            note.name in ("LossDetected", "SequenceGap", "LogReplaced")
+            or (note.name == "PartitionRewound" and note.fields["reason"] != "reset")
+            for note in history.notes
+        ),
+    }
+
+
+def free_directory(base: Path) -> Path:
+    """A directory for the journals of one run."""
+    path = base / f"faults-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    path.mkdir(parents=True)
+    return path

@@ -1,0 +1,301 @@
+"""Where a fault is played: a server of its own, worker and producer processes, and what is known of them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faults import history
+from faults.history import Disturbance, Entry, History
+from faults.records import PARTITIONS, Step
+from runnel import App
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Endpoint, Link
+from runnel.errors import RedisError, RedisUnavailable
+from runnel.server import EmbeddedServer
+
+ROOT = Path(__file__).parent.parent
+NAME = "faults"
+PATIENCE = 60.0
+"""Seconds for what has no promised duration, such as the start of a process on a busy machine."""
+
+DRAINED_WITHIN = 10.0
+"""Seconds from the end of the faults until everything is handled; see C9."""
+
+
+class Broken(AssertionError):
+    """Something did not come about in time, or a process ended that should not have."""
+
+
+@dataclass(eq=False)
+class Process:
+    """A worker or a producer."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output: Path
+    expected_to_end: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+
+@dataclass
+class Stage:
+    """Everything that a play acts on.
+
+    Attributes:
+        directory: for journals, output, and the server's data.
+        server: started by the stage; killed and started by plays.
+        session: the workers' session timeout in seconds.
+        environment: more variables for workers and producers.
+        address: what the processes connect to; the server, unless there is a proxy in between.
+    """
+
+    directory: Path
+    server: EmbeddedServer
+    session: float
+    environment: dict[str, str] = field(default_factory=dict)
+    workers: list[Process] = field(default_factory=list)
+    producers: list[Process] = field(default_factory=list)
+    disturbances: list[Disturbance] = field(default_factory=list)
+    restart_failed: bool = True
+
+    def __post_init__(self) -> None:
+        self.server.start()
+        self.link = Link(Endpoint(self.server.url))
+        self.app = App(name=NAME, redis_url=self.server.url)
+        self.steps = self.app.stream("steps", record=Step, partition_by="key", partition_count=PARTITIONS)
+        self.control = ControlKeys.of(NAME, "steps", "record")
+
+    # Processes
+
+    def start_worker(self, url: str | None = None) -> Process:
+        """One more worker."""
+        worker = self._start("worker", ["-m", "runnel", "worker", "faults.app:app"], len(self.workers), url)
+        self.workers.append(worker)
+        return worker
+
+    def start_producer(self, kind: str, rate: float, url: str | None = None) -> Process:
+        """One more producer; see ``faults.producer``."""
+        name = f"p{len(self.producers)}"
+        producer = self._start("producer", ["-m", "faults.producer", name, kind, str(rate)], len(self.producers), url)
+        self.producers.append(producer)
+        return producer
+
+    def _start(self, role: str, arguments: list[str], number: int, url: str | None) -> Process:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNEL_")} | {
+            "RUNNEL_REDIS_URL": url or self.server.url,
+            "RUNNEL_SESSION_TIMEOUT": str(self.session),
+            "FAULTS_APP": NAME,
+            "FAULTS_DIRECTORY": str(self.directory),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **self.environment,
+        }
+        output = self.directory / f"{role}-{number}.out"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+            )
+        return Process(f"{role}-{number}", process, output)
+
+    @property
+    def alive(self) -> list[Process]:
+        """The workers that run."""
+        return [worker for worker in self.workers if worker.alive and not worker.expected_to_end]
+
+    def kill(self, worker: Process) -> None:
+        """Crash it."""
+        worker.expected_to_end = True
+        worker.process.kill()
+        now = time.monotonic()
+        worker.process.wait()
+        self.note("kill", now, pid=worker.pid)
+
+    def terminate(self, worker: Process) -> None:
+        """Ask it to stop."""
+        worker.expected_to_end = True
+        self.note("term", time.monotonic(), pid=worker.pid)
+        worker.process.terminate()
+
+    async def frozen(self, workers: Iterable[Process], seconds: float) -> None:
+        """Stop processes for a while, as a suspended machine does."""
+        chosen = list(workers)
+        started = time.monotonic()
+        for worker in chosen:
+            worker.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        for worker in chosen:
+            worker.process.send_signal(signal.SIGCONT)
+        for worker in chosen:
+            self.note("freeze", started, pid=worker.pid)
+
+    def note(self, kind: str, started: float, *, pid: int = 0, partition: int | None = None) -> None:
+        """Write down what was done, from ``started`` until now."""
+        self.disturbances.append(Disturbance(kind, started, time.monotonic(), pid, partition))
+
+    async def crash_server(self, seconds: float) -> None:
+        """Kill the server, and start it again with what it had on disk."""
+        started = time.monotonic()
+        await asyncio.to_thread(self.server.kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(self.server.start)
+        self.note("crash", started)
+
+    # What Redis says
+
+    async def ask(self, *command: Any) -> Any:
+        """A command of ours, tried for as long as the server is away."""
+        return await self.until(lambda: self._asked(*command), f"no answer to {command[0]}")
+
+    async def _asked(self, *command: Any) -> tuple[Any]:
+        try:
+            return (await self.link.call(*command),)
+        except (RedisUnavailable, RedisError):
+            return ()  # type: ignore[return-value]
+
+    async def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """Wait for a condition; what it returned, or the only element of that if it is a tuple.
+
+        Raises:
+            Broken: it did not come true, or a process has ended that should not.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found[0] if isinstance(found, tuple) else found
+            self.check_processes()
+            if time.monotonic() > deadline:
+                raise Broken(f"{what}, within {seconds:g} s")
+            await asyncio.sleep(0.02)
+
+    def check_processes(self) -> None:
+        """Nobody ends by itself, whatever is done to Redis.
+
+        Raises:
+            Broken: somebody has.
+        """
+        for process in (*self.workers, *self.producers):
+            if not process.alive and not process.expected_to_end:
+                tail = process.output.read_text(errors="replace")[-1500:]
+                raise Broken(f"{process.name} has ended with status {process.process.returncode}:\n{tail}")
+
+    async def owners(self) -> dict[int, str]:
+        """Partition -> member, of those that are not asked to hand it back."""
+        flat = await self.ask("HGETALL", self.control.owners)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return {int(p): owner.split(b"|")[0].decode() for p, owner in pairs if owner.split(b"|")[2] == b"-1"}
+
+    async def shared(self, seconds: float = PATIENCE) -> None:
+        """Wait until the workers that run share the partitions evenly."""
+
+        async def evenly() -> bool:
+            counts = Counter((await self.owners()).values())
+            pids = {member.rsplit("-", 2)[1] for member in counts}
+            running = {str(worker.pid) for worker in self.alive}
+            least = PARTITIONS // max(1, len(running))
+            return counts.total() == PARTITIONS and pids == running and set(counts.values()) <= {least, least + 1}
+
+        await self.until(evenly, "the partitions were not shared evenly", seconds)
+
+    async def handled(self, number: int) -> None:
+        """Wait until so many more events were handled."""
+        before = self.lines("E")
+        await self.until(lambda: self.lines("E") >= before + number, f"no {number} more events were handled")
+
+    def lines(self, kind: str, role: str = "worker") -> int:
+        """How many lines of a kind the journals have."""
+        mark = f"\n{kind} ".encode()
+        return sum((b"\n" + path.read_bytes()).count(mark) for path in self.directory.glob(f"{role}-*.journal"))
+
+    # The end
+
+    async def finish(self) -> History:
+        """End the producers, wait until everything is handled, and read what there is. Workers go on."""
+        for producer in self.producers:
+            producer.expected_to_end = True
+            if producer.alive:
+                producer.process.terminate()
+        for producer in self.producers:
+            try:
+                status = await asyncio.to_thread(producer.process.wait, PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise Broken(f"{producer.name} did not end: {producer.output.read_text()[-1500:]}") from None
+            if status not in (0, -signal.SIGKILL):
+                raise Broken(f"{producer.name} has ended with {status}: {producer.output.read_text()[-1500:]}")
+        await self.shared(DRAINED_WITHIN + self.session)
+        await self.until(self._drained, "C9: not everything was handled", DRAINED_WITHIN)
+        return await self.history()
+
+    async def history(self) -> History:
+        """Everything that is known so far."""
+        found = history.read(self.directory)
+        for partition in range(PARTITIONS):
+            for entry_id, flat in await self.ask("XRANGE", self.steps.keys.log(partition), "-", "+"):
+                step = self.steps.codec.decode(flat)
+                found.log.append(
+                    Entry(
+                        *(partition, history.entry_id(entry_id.decode()), step.key, step.number),
+                        *((step.producer, step.serial), step.expected),
+                    )
+                )
+        found.disturbances = sorted(self.disturbances, key=lambda d: d.started)
+        return found
+
+    async def _drained(self) -> bool:
+        """Whether the positions of all partitions are at the end of their logs."""
+        positions = await self.ask("HGETALL", self.steps.keys.positions(0, "record"))
+        stored = {int(p): value.split(b"|")[1] for p, value in zip(positions[::2], positions[1::2], strict=True)}
+        for partition in range(PARTITIONS):
+            (last,) = await self.ask("XREVRANGE", self.steps.keys.log(partition), "+", "-", "COUNT", 1) or [None]
+            if last is not None and stored.get(partition) != last[0]:
+                return False
+        return True
+
+    async def stop_workers(self) -> None:
+        """End all workers in good order.
+
+        Raises:
+            Broken: one did not end with status 0.
+        """
+        running = self.alive
+        for worker in running:
+            self.terminate(worker)
+        for worker in running:
+            try:
+                status = await asyncio.to_thread(worker.process.wait, PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise Broken(f"{worker.name} did not stop: {worker.output.read_text()[-1500:]}") from None
+            if status != 0:
+                raise Broken(f"{worker.name} has stopped with status {status}: {worker.output.read_text()[-1500:]}")
+
+    async def close(self) -> None:
+        """End everything, by process id."""
+        for one in (*self.workers, *self.producers):
+            if one.alive:
+                one.process.send_signal(signal.SIGCONT)
+                one.process.kill()
+            one.process.wait()
+        await self.app.aclose()
+        await self.link.close()
+        self.server.stop()

@@ -71,7 +71,6 @@ class Stage:
     workers: list[Process] = field(default_factory=list)
     producers: list[Process] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
-    restart_failed: bool = True
 
     def __post_init__(self) -> None:
         self.server.start()
@@ -151,11 +150,21 @@ class Stage:
         """Write down what was done, from ``started`` until now."""
         self.disturbances.append(Disturbance(kind, started, time.monotonic(), pid, partition))
 
-    async def crash_server(self, seconds: float) -> None:
-        """Kill the server, and start it again with what it had on disk."""
+    async def crash_server(self, down: float, lose: float = 0.0) -> None:
+        """Crash the server, and start it again with what it had on disk.
+
+        Arguments:
+            down: seconds that it is away.
+            lose: seconds of writes that were not on the disk yet, as when the machine loses its power.
+        """
+        log = next(iter((self.directory / "data" / "appendonlydir").glob("*.incr.aof")), None)
+        size = log.stat().st_size if log is not None else 0
+        await asyncio.sleep(lose)
         started = time.monotonic()
         await asyncio.to_thread(self.server.kill)
-        await asyncio.sleep(seconds)
+        if lose and log is not None:
+            os.truncate(log, size)
+        await asyncio.sleep(down)
         await asyncio.to_thread(self.server.start)
         self.note("crash", started)
 
@@ -265,7 +274,8 @@ class Stage:
     async def _drained(self) -> bool:
         """Whether the positions of all partitions are at the end of their logs."""
         positions = await self.ask("HGETALL", self.steps.keys.positions(0, "record"))
-        stored = {int(p): value.split(b"|")[1] for p, value in zip(positions[::2], positions[1::2], strict=True)}
+        fields = zip(positions[::2], positions[1::2], strict=True)
+        stored = {int(field): value.split(b"|")[1] for field, value in fields if field.isdigit()}
         for partition in range(PARTITIONS):
             (last,) = await self.ask("XREVRANGE", self.steps.keys.log(partition), "+", "-", "COUNT", 1) or [None]
             if last is not None and stored.get(partition) != last[0]:

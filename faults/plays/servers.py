@@ -14,13 +14,14 @@ from faults.records import PARTITIONS
 
 
 async def restart(scene: Scene) -> None:
-    """Kill the server and start it again; stop it with DEBUG SLEEP; hold its clients with CLIENT PAUSE; in turn."""
+    """Kill the server and start it again, sometimes without its last writes; stop it with DEBUG SLEEP; hold its clients with CLIENT PAUSE; in turn."""
     stage = scene.stage
     await asyncio.sleep(3.0)  # what was set up before the first crash is on disk
     until = time.monotonic() + scene.seconds
     while True:
         await stage.handled(150)
-        await stage.crash_server(scene.rng.uniform(0.1, 1.0))
+        lose = scene.rng.choice((0.0, 0.5, 1.5))
+        await stage.crash_server(scene.rng.uniform(0.1, 1.0), lose)
         await stage.handled(150)
         await asyncio.sleep(1.0)  # so that faults do not make up a single one that is longer than a session
         if time.monotonic() > until:

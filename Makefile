@@ -13,7 +13,7 @@ help:
 	@echo "make demo    the promise, proven: real flights, two workers, one killed half-way"
 	@echo "make test    all tests, on a server that they start themselves"
 	@echo "make check   format, lint, types, import layers"
-	@echo "make bench   the framework beside a hand-written redis-py loop"
+	@echo "make bench   every figure of docs/performance.md, beside a hand-written redis-py loop"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Runnel needs Python 3.11 or later with venv. Set PYTHON=/path/to/python3"; exit 1; }
@@ -43,8 +43,8 @@ format: $(DEVELOP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEVELOP)
-	$(BIN)/python benchmarks/process.py
+bench: $(USE)
+	$(BIN)/runnel bench --embedded $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

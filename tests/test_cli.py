@@ -19,13 +19,14 @@ def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp
 
 
 HELP = [
-    ("", ["worker", "dev", "send", "sendmany", "server", "demo", "processor"]),
+    ("", ["worker", "dev", "send", "sendmany", "server", "demo", "bench", "processor"]),
     ("worker", ["--processors", "--log-level", "--log-format", "--redis-url", "130 aborted"]),
     ("dev", ["--processors", "--reload", "--log-level"]),
     ("send", ["STREAM", "--redis-url"]),
     ("sendmany", ["--on-error", "--rate", "--dry-run", "FILE.rejected"]),
     ("server", ["--port", "--unix", "--data"]),
     ("demo", ["killed"]),
+    ("bench", ["--rounds", "--quick", "--check", "--json", "--embedded", "--redis-url"]),
     ("processor", ["reset"]),
     ("processor reset", ["--start", "--partition", "--execute", "--json"]),
 ]

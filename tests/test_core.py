@@ -125,8 +125,8 @@ def test_what_is_no_entry_id_is_refused(text: str) -> None:
 
 
 def test_the_ids_of_a_batch_are_counted_back_from_the_last() -> None:
-    assert entry_ids.consecutive(b"17-5", 3) == [b"17-3", b"17-4", b"17-5"]
-    assert entry_ids.consecutive(b"17-0", 1) == [b"17-0"]
+    assert entry_ids.consecutive(b"17-5", 3) == ["17-3", "17-4", "17-5"]
+    assert entry_ids.consecutive(b"17-0", 1) == ["17-0"]
 
 
 # Back-off

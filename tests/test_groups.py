@@ -19,6 +19,7 @@ import pytest
 from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.lease import Lease
+from runnel._core.read_ahead import ReadAhead
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
 from runnel._worker import Worker
@@ -332,9 +333,9 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
 
     lease = Lease(10.0)
     lease.renew(time.monotonic())
-    feeds = [Feed(n, 1, f"{app_name}:{n}", lease, 8) for n in range(3)]
+    feeds = [Feed(n, 1, f"{app_name}:{n}", lease) for n in range(3)]
     reading, control = Link(Endpoint(redis_url), identify=True), SlowToAnswer(Endpoint(redis_url))
-    reader = Reader(reading, control, 8, Instruments())
+    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments())
     for feed in feeds:
         feed.begin(b"0-0", 0)
     reader.add(feeds[0])

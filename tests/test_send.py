@@ -1,6 +1,8 @@
 """Sending: one or many, in order, and what happens when a partition is full."""
 
 import asyncio
+import itertools
+import random
 
 import pytest
 
@@ -15,6 +17,11 @@ pytestmark = pytest.mark.anyio
 
 class Step(Record):
     key: str
+    n: int
+
+
+class Mixed(Record):
+    key: int
     n: int
 
 
@@ -254,3 +261,42 @@ async def test_trim_drops_the_oldest_and_the_loss_is_announced(app_name: str, re
         await eventually(lambda: seen[-1] == 1004)
     assert seen == [*range(5), *kept]
     assert announced.of(LossDetected) == [LossDetected("proc", 0, 1000 - len(kept))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_concurrent_sends_keep_the_order_of_their_calls_and_get_their_own_ids(
+    app_name: str, redis_url: str, seed: int
+) -> None:
+    """Any mixture of single and many, over partitions, with some given up by their callers in between."""
+    chance = random.Random(seed)
+    app = App(name=app_name, redis_url=redis_url, partition_count=3)
+    stream = app.stream("mixed", record=Mixed, partition_by="key", hasher=lambda key: key)
+    numbers = itertools.count()
+    async with app:
+        sent: list[tuple[list[Mixed], asyncio.Task[list[str]]]] = []
+        for _ in range(120):
+            records = [
+                Mixed(key=chance.randrange(3), n=next(numbers)) for _ in range(chance.choice((1, 1, 1, 2, 40, 900)))
+            ]
+            sent.append((records, asyncio.create_task(stream.send(*records))))
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.choice((0, 0.001)))
+            if chance.random() < 0.2:
+                chance.choice(sent)[1].cancel()
+        await asyncio.gather(*(task for _, task in sent), return_exceptions=True)
+    async with inspecting(app) as inspector:
+        log = {p: await inspector.entries(stream, p) for p in range(3)}
+    stored = {p: [Mixed.model_validate_json(fields[b"data"]).n for _, fields in found] for p, found in log.items()}
+    number_of = {
+        (p, entry_id): Mixed.model_validate_json(fields[b"data"]).n
+        for p, found in log.items()
+        for entry_id, fields in found
+    }
+    for found in stored.values():
+        assert found == sorted(set(found))  # in the order of the calls, each once
+    for records, task in sent:
+        if task.cancelled():
+            continue
+        assert [number_of[record.key, entry_id] for record, entry_id in zip(records, task.result(), strict=True)] == [
+            record.n for record in records
+        ]

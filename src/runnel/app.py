@@ -6,7 +6,7 @@ Nothing is connected when an app is made; a connection is opened when something 
 import asyncio
 import importlib
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -290,9 +290,9 @@ class App:
 
     # Sending
 
-    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
         """Append entries; what :meth:`Stream.send` calls."""
-        return await self._outbox().send(stream, items)
+        return self._outbox().send(stream, items)
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""
@@ -316,9 +316,10 @@ class App:
 
     def _outbox(self) -> Outbox:
         loop = asyncio.get_running_loop()
-        if loop not in self._outboxes:
-            self._outboxes[loop] = Outbox(self.endpoint, self.instruments)
-        return self._outboxes[loop]
+        outbox = self._outboxes.get(loop)
+        if outbox is None:
+            outbox = self._outboxes[loop] = Outbox(self.endpoint, self.instruments)
+        return outbox
 
     def _chosen(self, what: str, given: dict[str, Any]) -> Settings:
         """The settings with what was given for one stream or processor."""

@@ -6,7 +6,6 @@ declaration alone, never on what is installed.
 """
 
 import gzip
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -72,10 +71,10 @@ def flat_headers(headers: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
     )
 
 
-class Codec(ABC, Generic[R]):
+class Codec(Generic[R]):
     """Turns records of one type into fields, and back.
 
-    ``decode`` is an attribute rather than a method: the hot path calls it once per event.
+    Both functions are attributes rather than methods: the hot paths call them once per event.
     """
 
     format: str
@@ -88,9 +87,8 @@ class Codec(ABC, Generic[R]):
         DecodeError: they are not a record of this type.
     """
 
-    @abstractmethod
-    def encode(self, record: R) -> tuple[bytes, ...]:
-        """The fields of an entry, flat: name, value, name, value."""
+    encode: Callable[[R], tuple[bytes, ...]]
+    """The fields of an entry, flat: name, value, name, value."""
 
 
 class StructuredCodec(Codec[R]):
@@ -101,13 +99,8 @@ class StructuredCodec(Codec[R]):
         known: dict[bytes, Callable[[bytes], bytes]] = {b"": bytes, Gzip.name.encode(): Gzip().decompress}
         if compressor is not None:
             known[compressor.name.encode()] = compressor.decompress
-        self._dump = self._dumper(record, serializer)
-        self._wrap = self._wrapper(compressor)
+        self.encode = self._encoder(self._dumper(record, serializer), serializer, compressor)
         self.decode = self._decoder(record, self._loader(record, serializer), known)
-
-    def encode(self, record: R) -> tuple[bytes, ...]:
-        """``data`` and the serialized record."""
-        return (_DATA, self._wrap(self._dump(record)))
 
     @staticmethod
     def _dumper(record: type[R], serializer: Serializer) -> Callable[[R], bytes]:
@@ -124,11 +117,20 @@ class StructuredCodec(Codec[R]):
         return lambda data: record.model_validate(serializer.loads(data))
 
     @staticmethod
-    def _wrapper(compressor: Compressor | None) -> Callable[[bytes], bytes]:
-        if compressor is None:
-            return lambda data: data if data[:1] != _ENVELOPE else _ENVELOPE + _ENVELOPE + data
-        head = _ENVELOPE + compressor.name.encode() + _ENVELOPE
-        return lambda data: head + compressor.compress(data)
+    def _encoder(
+        dump: Callable[[R], bytes], serializer: Serializer, compressor: Compressor | None
+    ) -> Callable[[R], tuple[bytes, ...]]:
+        if compressor is not None:
+            head = _ENVELOPE + compressor.name.encode() + _ENVELOPE
+            return lambda record: (_DATA, head + compressor.compress(dump(record)))
+        if type(serializer) is JSONSerializer:  # no JSON begins like an envelope
+            return lambda record: (_DATA, dump(record))
+
+        def encode(record: R) -> tuple[bytes, ...]:
+            data = dump(record)
+            return (_DATA, data if data[:1] != _ENVELOPE else _ENVELOPE + _ENVELOPE + data)
+
+        return encode
 
     @staticmethod
     def _decoder(
@@ -179,12 +181,8 @@ class PrimitiveCodec(Codec[R]):
             except Exception as error:
                 raise DecodeError(f"The entry is not a record of {record.__name__}: {_brief(error)}") from error
 
-        self._encode = encode
+        self.encode = encode
         self.decode = decode
-
-    def encode(self, record: R) -> tuple[bytes, ...]:
-        """Name and value of each field."""
-        return self._encode(record)
 
 
 def _primitive(value: object) -> bytes:

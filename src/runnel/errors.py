@@ -15,6 +15,7 @@
     ├─ ProcessorReturned           a processor's function ended without asking for an event
     ├─ ServerError                 a private server did not start, or is not running
     │  └─ AddressInUse                somebody else listens where it should
+    ├─ BenchError                  a measurement failed
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
 """
@@ -25,6 +26,7 @@ from typing import ClassVar
 
 __all__ = [
     "AddressInUse",
+    "BenchError",
     "ConfigurationError",
     "DecodeError",
     "MetadataMismatch",
@@ -101,6 +103,10 @@ class ServerError(RunnelError):
 
 class AddressInUse(ServerError):
     """Somebody else listens where a private server should."""
+
+
+class BenchError(RunnelError):
+    """A measurement of ``runnel bench`` failed."""
 
 
 class RedisError(RunnelError):

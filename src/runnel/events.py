@@ -219,7 +219,7 @@ class Events(Generic[R]):
 
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
-        entries, room = feed.entries, feed.prefetch
+        entries = feed.entries
         await self._begin(loop)
         while True:
             held = self._held
@@ -236,7 +236,7 @@ class Events(Generic[R]):
                 if not await feed.ready():
                     return
             entry = entries.popleft()
-            if len(entries) == room:
+            if len(entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
             yield decode(entry[1])
@@ -249,7 +249,7 @@ class Events(Generic[R]):
                 if not await feed.ready():
                     return
             entry = feed.entries.popleft()
-            if len(feed.entries) == feed.prefetch:
+            if len(feed.entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
             yield Event(self.stream, self.partition, entry, self._codec)
@@ -268,7 +268,7 @@ class Events(Generic[R]):
                     buffered = len(feed.entries)
                     for _ in range(min(n - len(batch), buffered)):
                         batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
-                    if len(feed.entries) <= feed.prefetch < buffered:
+                    if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
                     if len(batch) == n or not await feed.more(deadline):
                         break

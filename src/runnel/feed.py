@@ -41,6 +41,10 @@ class Feed:
         stale: Redis holds another position than ``committed``; progress cannot be committed until :meth:`begin`.
         suspended: handing out waits for the lease to be renewed.
         ended: nothing more is handed out.
+        room: the next read is issued when so few entries are left; below zero, when the processor waits for one.
+        waiting: the processor waits for an entry.
+        full: the last read brought as much as was asked for, so there may be more.
+        starved: the processor had to wait although there may be more.
         check_at: monotonic time from which nothing may be handed out without :meth:`ready`.
     """
 
@@ -56,22 +60,26 @@ class Feed:
         "ended",
         "entries",
         "flush",
+        "full",
         "log",
         "on_done",
         "on_room",
         "partition",
-        "prefetch",
         "read",
+        "room",
         "stale",
+        "starved",
         "suspended",
         "token",
+        "waiting",
     )
 
-    def __init__(self, partition: int, token: int, log: str, lease: Lease, prefetch: int) -> None:
+    def __init__(self, partition: int, token: int, log: str, lease: Lease) -> None:
         self.partition = partition
         self.token = token
         self.log = log
-        self.prefetch = prefetch
+        self.room = 0
+        self.waiting = self.full = self.starved = False
         self.entries: deque[RawEntry] = deque()
         self.cursor = self.done = self.committed = b"0-0"
         self.count = self.read = 0
@@ -94,6 +102,7 @@ class Feed:
         self.count = self.read = count
         self.dirty = False
         self.stale = False
+        self.full = self.starved = False
         self.ended = False
         self.check_at = 0.0
 
@@ -105,10 +114,13 @@ class Feed:
 
     def hungry(self) -> bool:
         """Whether there is room for another read."""
-        return not self.ended and len(self.entries) <= self.prefetch
+        if self.ended:
+            return False
+        return len(self.entries) <= self.room if self.room >= 0 else self.waiting and not self.entries
 
-    def add(self, entries: Sequence[RawEntry]) -> None:
+    def add(self, entries: Sequence[RawEntry], *, full: bool) -> None:
         """Take what was read behind ``cursor``."""
+        self.full = full
         self.cursor = entries[-1][0]
         self.read += len(entries)
         self.entries.extend(entries)
@@ -150,8 +162,10 @@ class Feed:
                     self.check_at = min(now + SLICE, deadline)
                     return True
                 self.suspended = True  # the heartbeat thread's next success pokes us
-            self._arrived.clear()
-            await self._arrived.wait()
+                self._arrived.clear()
+                await self._arrived.wait()
+            else:
+                await self._arrival()
         return False
 
     async def more(self, deadline: float) -> bool:
@@ -160,10 +174,22 @@ class Feed:
             remaining = deadline - _monotonic()
             if remaining <= 0:
                 return False
-            self._arrived.clear()
             try:
                 async with asyncio.timeout(remaining):
-                    await self._arrived.wait()
+                    await self._arrival()
             except TimeoutError:
                 return False
         return not self.ended
+
+    async def _arrival(self) -> None:
+        """Wait for an entry, or for the end."""
+        self._arrived.clear()
+        self.waiting = True
+        if self.full:
+            self.starved = True
+        if self.room < 0:
+            self.on_room(self)
+        try:
+            await self._arrived.wait()
+        finally:
+            self.waiting = False

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
@@ -27,13 +27,15 @@ class Outbox:
         self._link = Link(endpoint)
         self._producers: dict[str, Producer] = {}
 
-    async def send(self, stream: Stream[Any], items: Iterable[tuple[int, Sequence[bytes]]]) -> list[bytes]:
+    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
         producer = self._producers.get(stream.name)
         if producer is None:
-            await stream.declare(self._link)
-            producer = Producer(self._link, stream.keys, stream.options.limits, self._instruments)
-            producer = self._producers.setdefault(stream.name, producer)
-        return await producer.send(items)
+            link = self._link
+            producer = Producer(
+                link, stream.keys, stream.options.limits, self._instruments, lambda: stream.declare(link)
+            )
+            self._producers[stream.name] = producer
+        return producer.send(items)
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
         limits = stream.options.limits

@@ -84,7 +84,12 @@ class Settings(BaseSettings):
     """What becomes of a partition whose processing fails."""
 
     prefetch_count: int = Field(8, ge=1)
-    """Events read from Redis at a time per partition; up to twice as many wait in a worker."""
+    """Events read from Redis at a time per partition. A processor that is faster than that is read for in larger steps,
+    of up to 128 events. Up to twice as many as are read at a time wait in a worker."""
+
+    prefetch_bytes: int = Field(16_777_216, ge=1)
+    """Bytes of events that may wait in a worker per processor, estimated from their average size. What does not fit is
+    read later. When not even one event per partition fits, none waits: each is read when its processor asks for it."""
 
     commit: Literal["auto", "each"] = "auto"
     """``auto``: acknowledging never delays the next event. ``each``: the next event waits until Redis has confirmed."""

@@ -32,10 +32,10 @@ def text(pair: tuple[int, int]) -> bytes:
     return b"%d-%d" % pair
 
 
-def consecutive(last: bytes, count: int) -> list[bytes]:
+def consecutive(last: bytes, count: int) -> list[str]:
     """The ids of ``count`` entries that one script appended, given the last of them.
 
     The append script sees to it that the entries of one batch differ by one in their sequence.
     """
     milliseconds, sequence = parse(last)
-    return [b"%d-%d" % (milliseconds, n) for n in range(sequence - count + 1, sequence + 1)]
+    return [f"{milliseconds}-{n}" for n in range(sequence - count + 1, sequence + 1)]

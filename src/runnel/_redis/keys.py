@@ -7,12 +7,17 @@ one slot of a Redis Cluster, so that one script may touch all of them.
 from dataclasses import dataclass
 from urllib.parse import quote
 
-__all__ = ["ControlKeys", "StreamKeys", "task_ticks"]
+__all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
 
 
 def _quoted(name: str) -> str:
     """``name`` without any character that has a meaning in our keys."""
     return quote(name, safe="")
+
+
+def all_of_app(app: str) -> str:
+    """A pattern that all keys of an app match, and none of another app."""
+    return f"runnel:{{{_quoted(app)}[/}}]*"
 
 
 def task_ticks(app: str) -> str:

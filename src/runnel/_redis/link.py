@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import hiredis
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
@@ -35,15 +36,6 @@ _PASSING = (
     "BUSY ",
 )
 """What an error begins with that goes away by waiting: a restart, a fail-over, full memory, a full disk."""
-
-
-_PASSING_TYPES = (
-    exceptions.ReadOnlyError,
-    exceptions.OutOfMemoryError,
-    exceptions.ClusterDownError,
-    exceptions.MasterDownError,
-    exceptions.TryAgainError,
-)
 
 
 class Endpoint:
@@ -102,6 +94,101 @@ def masked(url: str) -> str:
         return "the given URL"
 
 
+_PARTIAL = object()
+"""What the parser returns while a reply is not complete."""
+
+
+class _Exchange(asyncio.Protocol):
+    """One command and its reply, on a connection that redis-py has made and logged in.
+
+    redis-py's own way, a stream reader and a packer in Python, costs 0.5 µs of CPU per argument of a command, a third
+    of the client's time in ``send`` of 1,000 records, and stops and continues reading every 64 kB of a large reply.
+    hiredis packs and parses in C, and the reply is handed over in the callback in which it arrived.
+    """
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Take over the connection's transport; from here on redis-py only closes it."""
+        self._loop = asyncio.get_running_loop()
+        assert connection._writer is not None
+        self._transport = connection._writer.transport
+        self._before = self._transport.get_protocol()
+        self._parser = hiredis.Reader(
+            protocolError=exceptions.InvalidResponse, replyError=exceptions.ResponseError, notEnoughData=_PARTIAL
+        )
+        self._reply: asyncio.Future[Any] | None = None
+        self.reply_size = 0
+        self._lost = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
+
+    async def ask(self, command: bytes, timeout: float) -> Any:
+        """Send a packed command and wait for its reply.
+
+        Raises:
+            ResponseError: the reply is an error.
+            ConnectionError, TimeoutError: there is none.
+        """
+        if self._lost:
+            raise exceptions.ConnectionError("Connection closed by server.")
+        # One timer for all calls, which looks at the deadline when it ends; asyncio.timeout costs 3.9 µs per call.
+        self._deadline = self._loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._watch(self._deadline)
+        self._reply, self.reply_size = self._loop.create_future(), 0
+        self._transport.write(command)
+        reply = await self._reply
+        if isinstance(reply, exceptions.ResponseError):
+            raise reply
+        return reply
+
+    def _watch(self, until: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(until, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._reply is None or self._reply.done():
+            return
+        if self._loop.time() < self._deadline:
+            self._watch(self._deadline)
+        else:
+            self._reply.set_exception(TimeoutError("no answer in time"))
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a reply; seldom more than one part."""
+        self.reply_size += len(data)
+        self._parser.feed(data)
+        try:
+            reply = self._parser.gets()
+        except exceptions.InvalidResponse as error:
+            self._fail(error)
+            return
+        if reply is _PARTIAL:
+            return
+        if self._reply is None or self._reply.done():
+            self._fail(exceptions.InvalidResponse("The server sent what nobody asked for."))
+            return
+        self._reply.set_result(reply)
+        if self._parser.has_data():
+            self._fail(exceptions.InvalidResponse("The server sent more than it was asked for."))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The end of the connection, by either side."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._fail(error or exceptions.ConnectionError("Connection closed by server."))
+        self._before.connection_lost(error)  # redis-py waits for it when it closes
+
+    def _fail(self, error: Exception) -> None:
+        self._lost = True
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(error)
+        self._transport.close()
+
+
 class Link:
     """One connection, made when it is first needed, and anew after a failure."""
 
@@ -114,6 +201,7 @@ class Link:
         self.client_id: int | None = None
         self._identify = identify
         self._connection: AbstractConnection | None = None
+        self._exchange: _Exchange | None = None
         self._turn = asyncio.Lock()
 
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
@@ -121,7 +209,7 @@ class Link:
 
         Arguments:
             command: name and arguments; str, bytes, int or float.
-            timeout: seconds until the answer must be complete, counted from the sending.
+            timeout: seconds until the answer must be complete, counted from the sending; the same for connecting first.
 
         Raises:
             RedisUnavailable: no connection, no answer in time, or an answer such as LOADING. The command may have been
@@ -130,14 +218,12 @@ class Link:
         """
         async with self._turn:
             try:
-                async with asyncio.timeout(timeout):
-                    connection = self._connection or await self._connect()
-                    await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-                    return await connection.read_response()
+                exchange = self._exchange or await self._connect(timeout)
+                return await exchange.ask(hiredis.pack_command(command), timeout)
             except exceptions.ResponseError as error:
-                if str(error).startswith(_PASSING) or isinstance(error, _PASSING_TYPES):
+                if str(error).startswith(_PASSING):
                     raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {error}") from error
-                raise RedisError(str(error)) from error
+                raise RedisError(str(error).removeprefix("ERR ")) from error
             except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
                 await self._drop()
                 raise self.endpoint.unreachable(error) from error
@@ -145,27 +231,33 @@ class Link:
                 await self._drop()
                 raise
 
-    async def _connect(self) -> AbstractConnection:
+    @property
+    def reply_size(self) -> int:
+        """Bytes of the last answer."""
+        return 0 if self._exchange is None else self._exchange.reply_size
+
+    async def _connect(self, timeout: float) -> _Exchange:
         connection = self.endpoint.connection()
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            if self._identify:
-                await connection.send_packed_command(connection.pack_command("CLIENT", "ID"), check_health=False)
-                self.client_id = await connection.read_response()
+            async with asyncio.timeout(timeout):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                if self._identify:
+                    await connection.send_packed_command(connection.pack_command("CLIENT", "ID"), check_health=False)
+                    self.client_id = await connection.read_response()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        self._connection = connection
-        return connection
+        self._connection, self._exchange = connection, _Exchange(connection)
+        return self._exchange
 
     async def _drop(self) -> None:
-        connection, self._connection, self.client_id = self._connection, None, None
+        connection, self._connection, self._exchange, self.client_id = self._connection, None, None, None
         if connection is not None:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """Disconnect. A later call connects again."""
-        connection, self._connection, self.client_id = self._connection, None, None
+        connection, self._connection, self._exchange, self.client_id = self._connection, None, None, None
         if connection is not None:
             await connection.disconnect()
 

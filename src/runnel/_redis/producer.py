@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -41,14 +41,16 @@ class Limits:
     send_timeout: float
 
 
-@dataclass(slots=True, eq=False)
 class _Parcel:
-    """What one call of ``send`` has for one partition."""
+    """What one call of ``send`` has for one partition. Its result is the ids of its entries."""
 
-    entries: list[Entry]
-    sent: asyncio.Future[list[bytes]]
-    full_until: float
-    ids: list[bytes] = field(default_factory=list)
+    __slots__ = ("entries", "full_until", "ids", "sent")
+
+    def __init__(self, entries: list[Entry], sent: asyncio.Future[Sequence[str]], full_until: float) -> None:
+        self.entries = entries
+        self.sent = sent
+        self.full_until = full_until
+        self.ids: Sequence[str] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +63,29 @@ class _Lane:
     waits: Iterator[float] | None = None
 
 
+def _size(entry: Entry) -> int:
+    return len(entry[1]) if len(entry) == 2 else sum(map(len, entry))
+
+
 class Producer:
     """Sends to one stream, from one event loop."""
 
-    def __init__(self, link: Link, keys: StreamKeys, limits: Limits, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        link: Link,
+        keys: StreamKeys,
+        limits: Limits,
+        instruments: Instruments,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Arguments:
+        link: used by this producer and others of the same loop.
+        keys: of the stream.
+        limits: of the stream.
+        instruments: where to announce.
+        prepare: what must have been done before the first append; what it raises is what the sends raise.
+        """
+        self._prepare: Callable[[], Awaitable[None]] | None = prepare
         self._link = link
         self._keys = keys
         self._limits = limits
@@ -76,44 +97,58 @@ class Producer:
         # A sequence must outlive every retry that could refer to it.
         self._expiry = int(max(60.0, 4 * limits.send_timeout) * 1000)
 
-    async def send(self, items: Iterable[tuple[int, Entry]]) -> list[bytes]:
-        """Append entries. Those for one partition are appended in the order given.
+    def send(self, items: Sequence[tuple[int, Entry]]) -> Awaitable[Sequence[str]]:
+        """Append entries. Those for one partition are appended in the order given, and in the order of the calls.
 
         Arguments:
-            items: partition and fields of each entry.
+            items: partition and fields of each entry; at least one.
 
         Returns:
-            The id of each entry.
+            The id of each entry, when they are awaited.
 
         Raises:
             StreamFull: a partition stayed full. Entries for other partitions were appended.
             RedisUnavailable: no answer within ``send_timeout``. The entries may have been appended.
         """
         loop = asyncio.get_running_loop()
-        parcels: dict[int, _Parcel] = {}
-        order: list[int] = []
         full_until = time.monotonic() + self._limits.on_full_timeout
+        if (
+            len(items) == 1
+        ):  # one of many concurrent sends, perhaps: no dictionary for it, which the collector would visit
+            [(partition, entry)] = items
+            single = self._enqueue(partition, entry, loop, full_until)
+            self._wake(loop)
+            return single.sent
+        parcels: dict[int, _Parcel] = {}
         for partition, entry in items:
-            order.append(partition)
             parcel = parcels.get(partition)
             if parcel is None:
-                parcels[partition] = _Parcel([entry], loop.create_future(), full_until)
+                parcels[partition] = self._enqueue(partition, entry, loop, full_until)
             else:
                 parcel.entries.append(entry)
-        if not parcels:
-            return []
-        for partition, parcel in parcels.items():
-            self._lanes.setdefault(partition, _Lane()).parcels.append(parcel)
-        self._more.set()
+        self._wake(loop)
+        return self._all_of([partition for partition, _ in items], parcels)
+
+    def _enqueue(self, partition: int, entry: Entry, loop: asyncio.AbstractEventLoop, full_until: float) -> _Parcel:
+        parcel = _Parcel([entry], loop.create_future(), full_until)
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = _Lane()
+        lane.parcels.append(parcel)
+        return parcel
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run(), name="runnel-producer")
-        if len(parcels) == 1:
-            return await next(iter(parcels.values())).sent
+        self._more.set()
+
+    async def _all_of(self, order: list[int], parcels: dict[int, _Parcel]) -> Sequence[str]:
+        """The ids for several partitions, in the order of the entries."""
         outcomes = await asyncio.gather(*(parcel.sent for parcel in parcels.values()), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        ids = {partition: iter(parcel.ids) for partition, parcel in parcels.items()}
+        ids = {partition: iter(parcel.sent.result()) for partition, parcel in parcels.items()}
         return [next(ids[partition]) for partition in order]
 
     async def close(self) -> None:
@@ -122,6 +157,15 @@ class Producer:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        if self._prepare is not None:
+            try:
+                await self._prepare()
+            except RunnelError as error:
+                for lane in self._lanes.values():
+                    self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)
+                    lane.parcels.clear()
+                return
+            self._prepare = None
         while True:
             self._more.clear()
             ready = self._ready_lanes()
@@ -146,9 +190,13 @@ class Producer:
         ready: list[int] = []
         earliest: float | None = None
         for partition, lane in self._lanes.items():
-            if any(parcel.sent.done() for parcel in lane.parcels):  # cancelled by its caller, or failed
-                lane.parcels = deque(parcel for parcel in lane.parcels if not parcel.sent.done())
             if not lane.parcels:
+                continue
+            # Those that were cancelled by their callers, or have failed, are not sent.
+            alive = [parcel for parcel in lane.parcels if not parcel.sent.done()]
+            if len(alive) < len(lane.parcels):
+                lane.parcels = deque(alive)
+            if not alive:
                 continue
             if lane.retry_at <= now:
                 ready.append(partition)
@@ -162,18 +210,23 @@ class Producer:
         """Compose one append, and see it through."""
         batches: list[Batch] = []
         size = 0
+        most = BATCH_ENTRIES if self._limits.partition_size == 0 else min(BATCH_ENTRIES, self._limits.partition_size)
         for partition in partitions:
             lane = self._lanes[partition]
             entries: list[Entry] = []
-            most = (
-                BATCH_ENTRIES if self._limits.partition_size == 0 else min(BATCH_ENTRIES, self._limits.partition_size)
-            )
             for parcel in lane.parcels:
-                for entry in parcel.entries[len(parcel.ids) :]:
+                if len(entries) == most or size > BATCH_BYTES:
+                    break
+                rest = parcel.entries[len(parcel.ids) :] if parcel.ids else parcel.entries
+                if len(entries) + len(rest) <= most and size + (more := sum([_size(e) for e in rest])) <= BATCH_BYTES:
+                    entries += rest
+                    size += more
+                    continue
+                for entry in rest:
                     if len(entries) == most or size > BATCH_BYTES:
                         break
                     entries.append(entry)
-                    size += sum(map(len, entry))
+                    size += _size(entry)
             if entries:
                 batches.append(Batch(partition, self._name, lane.sequence + 1, entries))
         if not batches:
@@ -219,12 +272,18 @@ class Producer:
             case AppendStatus.FULL:
                 self._wait_for_room(lane, batch, answer.detail.decode())
 
-    def _deliver(self, lane: _Lane, ids: list[bytes]) -> None:
+    def _deliver(self, lane: _Lane, ids: list[str]) -> None:
         at = 0
         while at < len(ids):
             parcel = lane.parcels[0]
+            if len(parcel.entries) == 1:  # one of many concurrent sends
+                lane.parcels.popleft()
+                if not parcel.sent.done():
+                    parcel.sent.set_result([ids[at]])
+                at += 1
+                continue
             part = ids[at : at + len(parcel.entries) - len(parcel.ids)]
-            parcel.ids += part
+            parcel.ids = [*parcel.ids, *part]
             at += len(part)
             if len(parcel.ids) == len(parcel.entries):
                 lane.parcels.popleft()

@@ -12,12 +12,14 @@ from runnel.errors import RedisError
 __all__ = [
     "MOVED",
     "LogState",
+    "command_calls",
     "connected_members",
     "entry_before",
     "log_state",
     "position",
     "publish_moved",
     "read",
+    "server_facts",
     "server_version",
     "unblock",
 ]
@@ -109,10 +111,25 @@ async def publish_moved(link: Link, keys: ControlKeys) -> None:
         await link.call("SPUBLISH", keys.wake(member), MOVED)
 
 
+async def server_facts(link: Link, section: str) -> dict[str, str]:
+    """What the server says about itself in a section of ``INFO``, by name."""
+    text = (await link.call("INFO", section)).decode()
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+async def command_calls(link: Link) -> int:
+    """How many commands of those kinds that workers send were sent so far, by all clients of the server.
+
+    ``total_commands_processed`` counts what scripts call as well. These are never called by a script.
+    """
+    facts = await server_facts(link, "commandstats")
+    ours = ("eval", "evalsha", "xread", "ssubscribe", "client|unblock", "client|id", "hello", "ping")
+    return sum(int(facts.get(f"cmdstat_{name}", "calls=0,").partition(",")[0].removeprefix("calls=")) for name in ours)
+
+
 async def server_version(link: Link) -> str:
     """The server's name and version, for people: ``Redis 7.0.15`` or ``Valkey 9.1.2``."""
-    text = (await link.call("INFO", "server")).decode()
-    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    facts = await server_facts(link, "server")
     if "valkey_version" in facts:
         return f"Valkey {facts['valkey_version']}"
     return f"Redis {facts.get('redis_version', '?')}"

@@ -307,8 +307,15 @@ async def append(
     arguments: list[Any] = [limit, "trim" if trim else "guard", expiry, keys.positions_prefix(slot_group)]
     for batch in batches:
         names += (keys.log(batch.partition), keys.sequence(batch.partition, batch.producer))
-        arguments += (batch.partition, batch.sequence, len(batch.entries))
-        for entry in batch.entries:
+        entries = batch.entries
+        field = entries[0][0] if len(entries[0]) == 2 else b""
+        values = [entry[1] for entry in entries if len(entry) == 2 and entry[0] == field]
+        if field and len(values) == len(entries):
+            arguments += (batch.partition, batch.sequence, len(entries), field)
+            arguments += values
+            continue
+        arguments += (batch.partition, batch.sequence, len(entries), b"")
+        for entry in entries:
             arguments.append(len(entry))
             arguments += entry
     answers = await _append(link, names, arguments)

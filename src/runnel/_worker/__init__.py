@@ -3,6 +3,7 @@
 The loops here read as the protocol of ``docs/architecture.md``. No key names, no arithmetic.
 """
 
+from runnel._worker.collector import tune_collector
 from runnel._worker.worker import Worker
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "tune_collector"]

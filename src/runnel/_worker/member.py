@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runnel._core.partitions import PartitionState
+from runnel._core.read_ahead import ReadAhead
 from runnel._core.reconcile import reconcile
 from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
@@ -85,7 +86,8 @@ class Member:
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
         self._link = Link(endpoint)
         self._read_link = Link(endpoint, identify=True)
-        self._reader = Reader(self._read_link, self._link, processor.prefetch_count, instruments)
+        ahead = ReadAhead(processor.prefetch_count, settings.prefetch_bytes)
+        self._reader = Reader(self._read_link, self._link, ahead, instruments)
         self._committer = Committer(self._link, stream.keys, processor.name, name, self, instruments)
         self._loops: list[asyncio.Task[None]] = []
 
@@ -166,7 +168,7 @@ class Member:
 
     def _begin(self, partition: int, token: int, *, quarantined: bool) -> None:
         log = self.processor.stream.keys.log(partition)
-        feed = Feed(partition, token, log, self.holder.lease, self.processor.prefetch_count)
+        feed = Feed(partition, token, log, self.holder.lease)
         feed.on_done = self._committer.mark
         feed.on_room = self._reader.look
         feed.flush = self._committer.flush

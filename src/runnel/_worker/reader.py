@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from runnel._core.read_ahead import ReadAhead, Step
 from runnel._redis.link import REPLY_TIMEOUT, Link
 from runnel._redis.patience import patiently
 from runnel._redis.queries import read, unblock
@@ -24,16 +25,16 @@ within that, and ending a blocking read costs a command."""
 class Reader:
     """Fills the feeds of one member. A read has no effect on the server, so failures are repeated without thought."""
 
-    def __init__(self, link: Link, control: Link, count: int, instruments: Instruments) -> None:
+    def __init__(self, link: Link, control: Link, ahead: ReadAhead, instruments: Instruments) -> None:
         """Arguments:
         link: for reading; identified, so that it can be unblocked.
         control: for unblocking it.
-        count: entries at most per partition and read.
+        ahead: decides how much to read at a time.
         instruments: where to announce outages.
         """
         self._link = link
         self._control = control
-        self._count = count
+        self._ahead = ahead
         self._instruments = instruments
         self._feeds: dict[bytes, Feed] = {}
         self._changed = asyncio.Event()
@@ -59,16 +60,45 @@ class Reader:
         """Read for ever.
 
         1. Nobody has room: wait for it.
-        2. Somebody is full and will soon have room: take what is there for the others, and give them a moment.
-        3. Otherwise block until there is something.
+        2. What there may be for all of them is too large for one answer: take what is there from a few at a time.
+        3. Somebody is full and will soon have room: take what is there for the others, and give them a moment.
+        4. Otherwise block until there is something.
         """
         while True:
             self._changed.clear()
+            step = self._next_step()
             hungry = [feed for feed in self._feeds.values() if feed.hungry()]
             if not hungry:
                 await self._changed.wait()  # 1
-            elif len(hungry) == len(self._feeds) or (not await self._read(hungry, None) and not await self._room()):
-                await self._read(hungry, BLOCK)  # 3
+            elif len(hungry) > step.partitions:
+                if not await self._read_in_parts(hungry, step):  # 2
+                    while not self._changed.is_set() and not await self._read(hungry, 1, BLOCK):  # 4
+                        pass  # still nothing in any of them: do not look into each again
+            elif len(hungry) == len(self._feeds) or (
+                not await self._read(hungry, step.count, None) and not await self._room()  # 3
+            ):
+                await self._read(hungry, step.count, BLOCK)  # 4
+
+    def _next_step(self) -> Step:
+        """Decide how much to read, and tell the feeds from when on."""
+        feeds = self._feeds.values()
+        if any(feed.starved for feed in feeds):
+            self._ahead.starved()
+        step = self._ahead.step(max(1, len(feeds)))
+        for feed in feeds:
+            feed.starved, feed.room = False, step.room
+        return step
+
+    async def _read_in_parts(self, feeds: list[Feed], step: Step) -> bool:
+        """Read without waiting, a few feeds at a time, until there was something."""
+        for first in range(0, len(feeds), step.partitions):
+            part = [feed for feed in feeds[first : first + step.partitions] if feed.hungry()]
+            if part and await self._read(part, step.count, None):
+                for feed in part:  # the others come first the next time
+                    if self._feeds.pop(feed.log.encode(), None) is not None:  # it may be gone meanwhile
+                        self._feeds[feed.log.encode()] = feed
+                return True
+        return False
 
     async def close(self) -> None:
         """End what is under way."""
@@ -84,7 +114,7 @@ class Reader:
             return self._changed.is_set()  # it may have come with the last moment
         return True
 
-    async def _read(self, feeds: list[Feed], block: float | None) -> bool:
+    async def _read(self, feeds: list[Feed], count: int, block: float | None) -> bool:
         names = [feed.log for feed in feeds]
         cursors = [feed.cursor for feed in feeds]
 
@@ -93,7 +123,7 @@ class Reader:
                 self._link,
                 names,
                 cursors,
-                count=self._count,
+                count=count,
                 block=None if block is None else int(block * 1000),
                 timeout=REPLY_TIMEOUT + (block or 0),
             )
@@ -105,12 +135,18 @@ class Reader:
             self._blocked = False
         if not found:
             return False
+        self._ahead.took(sum([len(entries) for _, entries in found]), self._link.reply_size)
         sent = dict(zip(names, cursors, strict=True))
         for log, entries in found:
             feed = self._feeds.get(log)
             # The feed may be gone, or have been set back, while the answer was on its way.
             if feed is not None and not feed.ended and feed.cursor == sent.get(feed.log):
-                feed.add(entries)
+                feed.add(entries, full=len(entries) == count)
+        if not any(len(entries) == count for _, entries in found):
+            # At rest, those who waited go on first, before the next read is composed and sent: from send to handler,
+            # 0.18 ms instead of 0.23 at 1,000 events/s. Under load, the next read must be on its way meanwhile: one hot
+            # partition has 513,000 events/s so, and 350,000 if it gives way after each read.
+            await asyncio.sleep(0)
         return True
 
     async def _unblock(self) -> None:

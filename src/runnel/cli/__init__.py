@@ -6,11 +6,12 @@ from importlib import metadata
 import typer
 
 from runnel.cli.demonstration import demo
+from runnel.cli.measuring import bench
 from runnel.cli.processors import processor_app
 from runnel.cli.running import dev, server, worker
 from runnel.cli.sending import send, sendmany
 
-__all__ = ["app", "demo", "dev", "main", "send", "sendmany", "server", "worker"]
+__all__ = ["app", "bench", "demo", "dev", "main", "send", "sendmany", "server", "worker"]
 
 app = typer.Typer(
     name="runnel",
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (worker, dev, send, sendmany, server, demo):
+for command in (worker, dev, send, sendmany, server, demo, bench):
     app.command()(command)
 app.add_typer(processor_app, name="processor", help="Look after a processor.")
 

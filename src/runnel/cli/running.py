@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from runnel._worker import Worker
+from runnel._worker import Worker, tune_collector
 from runnel.app import App
 from runnel.cli.targets import RedisURL, load
 from runnel.cli.terminal import loop_name, notes, output, reporting, run
@@ -79,6 +79,7 @@ async def _work(app: App, names: list[str] | None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
+    tune_collector()
     return await this.run()
 
 

@@ -7,7 +7,10 @@
 --   2 mode         guard: never trim what a registered processor has not processed.   trim: just trim
 --   3 expiry       ms after which an unused sequence is forgotten
 --   4 positions    what the positions keys of this slot begin with; a registered processor's name completes it
---   then per batch: partition, sequence, number of entries n, and per entry: number of arguments, field, value, ...
+--   then per batch: partition, sequence, number of entries, field, and per entry
+--     the value of the field, where all have that one field, or, where the field is empty,
+--     the number of arguments, field, value, ...
+--   (One argument instead of three per entry, and no table for them: 1.15 µs per entry instead of 1.34, Redis 7.0.15.)
 --   A sequence is one more than the last one of the same producer in the same partition; the first may be any.
 -- Answer           per batch
 --   {OK, last id}        appended; the ids of a batch are consecutive
@@ -56,11 +59,12 @@ local function room(partition, log, adding)
   return name
 end
 
+local call, arguments = redis.call, ARGV  -- as locals: 1.04 µs per entry instead of 1.15
 local answers, at = {}, 5
 for i = 2, #KEYS, 2 do
   local log, sequence_key = KEYS[i], KEYS[i + 1]
-  local partition, sequence, entries = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  at = at + 3
+  local partition, sequence, entries, field = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
+  at = at + 4
   local answer
   local last = redis.call('GET', sequence_key)
   if last then
@@ -77,17 +81,22 @@ for i = 2, #KEYS, 2 do
   if type(full) == 'string' then answer = {'FULL', full} end
   local id, next_id = nil, '*'
   for n = 1, entries do
-    local arguments = tonumber(ARGV[at])
+    local count = 1
+    if field == '' then count, at = tonumber(arguments[at]), at + 1 end
     if not answer then
       if full and n == entries then
-        id = redis.call('XADD', log, 'MAXLEN', '~', limit, next_id, unpack(ARGV, at + 1, at + arguments))
+        local fields = {unpack(arguments, at, at + count - 1)}
+        if field ~= '' then table.insert(fields, 1, field) end
+        id = call('XADD', log, 'MAXLEN', '~', limit, next_id, unpack(fields))
+      elseif field ~= '' then
+        id = call('XADD', log, next_id, field, arguments[at])
       else
-        id = redis.call('XADD', log, next_id, unpack(ARGV, at + 1, at + arguments))
+        id = call('XADD', log, next_id, unpack(arguments, at, at + count - 1))
       end
       -- Redis 7.0 reads the clock at every XADD, also inside a script (7.2 and Valkey once): stay in the same ms.
       if n == 1 then next_id = id:match('^%d+') .. '-*' end
     end
-    at = at + 1 + arguments
+    at = at + count
   end
   if id then
     answer = {'OK', id}

@@ -1,0 +1,252 @@
+"""What is measured, and what it must reach. Each row compares two sides; several rows share one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runnel.bench.place import Shape
+from runnel.errors import TargetError, did_you_mean
+
+__all__ = ["FULL", "QUICK", "Absolute", "Ratio", "Row", "Scale", "Series", "Side", "chosen", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        events: that a side processes or sends.
+        seconds: that a side takes which is measured over time.
+    """
+
+    events: int
+    seconds: float
+
+
+FULL = Scale(events=200_000, seconds=5.0)
+QUICK = Scale(events=10_000, seconds=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One measurement: a function of ``ours`` or ``bare``, run in a process of its own once per round.
+
+    Attributes:
+        function: its name.
+        parameters: as JSON has them.
+        reads: what must be in the stream before.
+        durable: whether the server must have an append-only file.
+    """
+
+    function: str
+    parameters: dict[str, Any]
+    reads: Shape | None = None
+    durable: bool = False
+
+    @property
+    def label(self) -> str:
+        """Unique among the sides."""
+        words = [f"{name}={value}" for name, value in sorted(self.parameters.items()) if name != "shape"]
+        if self.reads is not None:
+            words.append(self.reads.name)
+        return " ".join([self.function, *words, *(["durable"] if self.durable else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Our figure divided by the one beside it, in the same round; at least or at most the bound."""
+
+    name: str
+    what: str
+    figure: str
+    ours: Side
+    beside: Side
+    bound: float | None
+    at_least: bool = True
+
+    @property
+    def sides(self) -> Sequence[Side]:
+        """In the order in which they take turns."""
+        return (self.beside, self.ours)
+
+
+@dataclass(frozen=True, slots=True)
+class Absolute:
+    """A figure of ours below a bound."""
+
+    name: str
+    what: str
+    figure: str
+    ours: Side
+    bound: float
+
+    @property
+    def sides(self) -> Sequence[Side]:
+        """The only one."""
+        return (self.ours,)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The rate at growing sizes. No step is worse than linear: the time per event may grow at most as the size."""
+
+    name: str
+    what: str
+    points: Sequence[tuple[int, Side]]
+    figure: str = "rate"
+
+    @property
+    def sides(self) -> Sequence[Side]:
+        """From the smallest."""
+        return tuple(side for _, side in self.points)
+
+
+Row = Ratio | Absolute | Series
+
+
+def _reading(function: str, shape: Shape, *, durable: bool = False, **parameters: Any) -> Side:
+    return Side(function, {"shape": asdict(shape), **parameters}, shape, durable)
+
+
+def rows(scale: Scale) -> list[Row]:
+    """All of them, in the order of the table."""
+    n, seconds = scale.events, scale.seconds
+    small = max(2_000, n // 4)
+    all_of_it = Shape(n)
+    bare = _reading("bare.process", all_of_it)
+    bare_raw = _reading("bare.process", all_of_it, decode=False)
+    default = _reading("ours.process", all_of_it)
+    hundred = _reading("ours.process", all_of_it, prefetch_count=100)
+    middleware = _reading("ours.process", all_of_it, middleware=True)
+    hot = _reading("ours.process", Shape(n, hot=True))
+    sent = asdict(all_of_it)
+    bare_send = Side("bare.send", {"shape": sent})
+    sends = int(400 * seconds)
+    bare_cost = _reading("bare.process", Shape(small), durable=True)
+    our_cost = _reading("ours.process", Shape(small), durable=True)
+    burning = Shape(max(2_000, int(30_000 * seconds)))
+    burn: dict[str, Any] = {"seconds": seconds, "burn_us": 200}
+
+    def latency(rate: int) -> list[Row]:
+        ours, beside = (Side(f"{who}.latency", {"rate": rate, "seconds": seconds}) for who in ("ours", "bare"))
+        return [
+            Ratio(f"latency-{rate}", f"send to handler, {rate}/s, median", "median_ms", ours, beside, 1.3, False),
+            Ratio(f"latency-{rate}-p99", f"send to handler, {rate}/s, p99", "p99_ms", ours, beside, 1.5, False),
+        ]
+
+    def processes(who: str, number: int) -> Side:
+        return _reading(f"{who}.processes", burning, number=number, **burn)
+
+    return [
+        Ratio("process-default", "one at a time, records, default settings", "rate", default, bare, 1.2),
+        Ratio("process-100", "the same, prefetch_count=100", "rate", hundred, bare, 1.7),
+        Ratio(
+            "take-100",
+            "take(100) records, prefetch_count=100",
+            "rate",
+            _reading("ours.process", all_of_it, style="take", prefetch_count=100),
+            bare,
+            2.0,
+        ),
+        Ratio(
+            "raw-100",
+            "raw events, prefetch_count=100; bare without decoding",
+            "rate",
+            _reading("ours.process", all_of_it, style="raw", prefetch_count=100),
+            bare_raw,
+            1.4,
+        ),
+        Ratio("middleware", "with one middleware; beside ours without", "rate", middleware, default, 0.6),
+        Ratio("hot-partition", "one hot partition; beside ours with 16", "rate", hot, default, 0.5),
+        Ratio(
+            "send-many",
+            "send(*1000 records)",
+            "rate",
+            Side("ours.send", {"shape": sent, "concurrent": False}),
+            bare_send,
+            3.5,
+        ),
+        Ratio(
+            "send-concurrent",
+            "1,000 concurrent send(record)",
+            "rate",
+            Side("ours.send", {"shape": sent, "concurrent": True}),
+            bare_send,
+            1.5,
+        ),
+        Ratio(
+            "send-alone",
+            "a lone send(record), median",
+            "median_ms",
+            Side("ours.send_alone", {"sends": sends}),
+            Side("bare.send_alone", {"sends": sends}),
+            1.3,
+            False,
+        ),
+        *latency(200),
+        *latency(1000),
+        *(
+            Absolute(name, what, figure, _reading("ours.idle", Shape(0, 256), seconds=2 * seconds), bound)
+            for name, what, figure, bound in (
+                ("idle-cpu", "idle, 256 partitions: % of a core", "core_percent", 1.0),
+                ("idle-commands", "idle, 256 partitions: commands/s", "commands", 5.0),
+            )
+        ),
+        Absolute(
+            "memory",
+            "256 partitions, 200 bytes a record: MB",
+            "megabytes",
+            _reading("ours.memory", Shape(n, 256, 200)),
+            90.0,
+        ),
+        Ratio("server-log", "append-only file, bytes per event", "log_bytes", our_cost, bare_cost, 1.0, False),
+        Ratio("server-cpu", "CPU of the server per event, µs", "server_us", our_cost, bare_cost, 1.0, False),
+        Ratio(
+            "processes",
+            "handler of 200 µs CPU: 2 processes beside 1",
+            "rate",
+            processes("ours", 2),
+            processes("ours", 1),
+            1.8,
+        ),
+        Ratio(
+            "processes-bare",
+            "the bare loop with that handler: 2 beside 1",
+            "rate",
+            processes("bare", 2),
+            processes("bare", 1),
+            None,
+        ),
+        Series("scale-events", "events", [(k, _reading("ours.process", Shape(k))) for k in (n // 16, n // 4, n)]),
+        Series(
+            "scale-partitions",
+            "partitions, the same number of events",
+            [(k, _reading("ours.process", Shape(small, k))) for k in (1, 4, 16, 64, 256)],
+        ),
+        Series(
+            "scale-processors",
+            "processors × 16 partitions, the same number of events",
+            [(k * 16, _reading("ours.process", Shape(max(160, small // k)), processors=k)) for k in (1, 4, 16, 62)],
+        ),
+        Series(
+            "scale-bytes",
+            "bytes of a record",
+            [
+                (k, _reading("ours.process", Shape(max(64, min(small, 40_000_000 // k)), 16, k)))
+                for k in (100, 1_000, 10_000, 100_000)
+            ],
+        ),
+    ]
+
+
+def chosen(names: Sequence[str], scale: Scale) -> list[Row]:
+    """The rows of these names; all of them for none.
+
+    Raises:
+        TargetError: there is no row of that name.
+    """
+    every = {row.name: row for row in rows(scale)}
+    for name in names:
+        if name not in every:
+            raise TargetError(f'There is no row "{name}".{did_you_mean(name, every)} There are: {", ".join(every)}.')
+    return [row for row in every.values() if not names or row.name in names]

@@ -1,0 +1,98 @@
+"""One connection, one command at a time: what is not complete closes it, and never becomes another's answer."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from runnel._redis.link import Endpoint, Link
+from runnel.errors import RedisError, RedisUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_answers_of_any_size_arrive_whole(link: Link, app_name: str) -> None:
+    for size in (0, 1, 65_536, 3_000_000):
+        await link.call("SET", app_name, b"\xff" * size)
+        assert await link.call("GET", app_name) == b"\xff" * size
+        assert link.reply_size >= size
+    await link.call("DEL", app_name)
+
+
+async def test_arguments_are_sent_as_they_are(link: Link, app_name: str) -> None:
+    assert await link.call("RPUSH", app_name, "é", b"\x00\r\n", 7, 0.5) == 4
+    assert await link.call("LRANGE", app_name, 0, -1) == ["é".encode(), b"\x00\r\n", b"7", b"0.5"]
+    await link.call("DEL", app_name)
+
+
+async def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(link: Link, app_name: str) -> None:
+    with pytest.raises(RedisUnavailable, match="no answer in time"):
+        await link.call("BLPOP", app_name, 5, timeout=0.05)
+    assert await link.call("ECHO", "mine") == b"mine"
+
+
+async def test_a_cancelled_call_leaves_nothing_for_the_next_one(link: Link, app_name: str) -> None:
+    await link.call("PING")
+    call = asyncio.create_task(link.call("BLPOP", app_name, 5))
+    await asyncio.sleep(0.02)
+    call.cancel()
+    assert (await asyncio.gather(call, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    assert await link.call("ECHO", "mine") == b"mine"
+
+
+async def test_a_time_out_is_that_of_the_call_not_of_one_before(link: Link, app_name: str) -> None:
+    await link.call("PING", timeout=0.05)
+    assert await link.call("BLPOP", app_name, 0.2, timeout=5) is None
+
+
+async def test_a_connection_that_the_server_ends_fails_once_and_is_made_anew(redis_url: str, link: Link) -> None:
+    other = Link(Endpoint(redis_url), identify=True)
+    await other.call("PING")
+    first = other.client_id
+    waiting = asyncio.create_task(other.call("BLPOP", f"nothing-{first}", 5))
+    await asyncio.sleep(0.02)
+    await link.call("CLIENT", "KILL", "ID", first)
+    with pytest.raises(RedisUnavailable):
+        await waiting
+    assert await other.call("ECHO", "again") == b"again"
+    assert other.client_id != first
+    await other.close()
+
+
+async def test_an_error_keeps_its_code_and_the_connection(redis_url: str, app_name: str) -> None:
+    link = Link(Endpoint(redis_url), identify=True)
+    await link.call("SET", app_name, "text")
+    before = link.client_id
+    with pytest.raises(RedisError, match=r"^WRONGTYPE "):
+        await link.call("XLEN", app_name)
+    with pytest.raises(RedisError, match=r"^unknown command"):
+        await link.call("NOSUCHCOMMAND")
+    await link.call("DEL", app_name)
+    assert link.client_id == before
+    await link.close()
+
+
+async def test_what_nobody_asked_for_ends_the_connection(tmp_path: Path) -> None:
+    """A server that answers twice: the second answer must not be taken for that of the next command."""
+    socket = str(tmp_path / "twice.sock")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            for _ in range(data.count(b"*")):
+                writer.write(b"+OK\r\n" if b"ECHO" not in data else b"$1\r\n1\r\n$1\r\n2\r\n")
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, socket)
+    link = Link(Endpoint(f"unix://{socket}"))
+    answers: list[bytes] = []
+    for _ in range(6):
+        try:
+            answers.append(await link.call("ECHO", "1", timeout=2))
+        except RedisUnavailable:
+            continue
+    assert answers
+    assert set(answers) == {b"1"}
+    await link.close()
+    server.close()
+    await asyncio.sleep(0)  # its side of the last connection ends as well
+    await server.wait_closed()

@@ -1,0 +1,132 @@
+"""A real server whose scripts read a clock, connections and a run id that the test sets; and may be made wrong.
+
+The scripts are those of the product, run through ``runnel._redis.scripts``; only the expressions in ``OUTSIDE`` are replaced
+by a look into the hash ``test``. A mutant is one more replacement. An expression that is not found exactly once fails.
+"""
+
+import hashlib
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import ResponseError
+from redis.connection import UnixDomainSocketConnection
+
+from runnel._redis import scripts
+from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
+from runnel.errors import RedisError
+
+OUTSIDE = {
+    "heartbeat": [
+        ("redis.call('TIME')", "redis.call('HMGET', 'test', 'seconds', 'micros')"),
+        ("redis.call('PUBSUB', 'SHARDNUMSUB', unpack(channels))", "connections(channels)"),
+        ("redis.call('INFO', 'server'):match('run_id:(%w+)')", "redis.call('HGET', 'test', 'run')"),
+    ],
+    "append": [("local id, next_id = nil, '*'", "local id, next_id = nil, stamp(log)")],
+}
+"""What a script learns from the server itself."""
+
+PRELUDE = """
+local function connections(channels)
+  local counts = {}
+  for i, channel in ipairs(channels) do
+    counts[2 * i - 1], counts[2 * i] = channel, redis.call('HGET', 'test', channel) or 0
+  end
+  return counts
+end
+local function stamp(log)      -- as XADD *: the clock, but not before the last id
+  local now = redis.call('HGET', 'test', 'seconds') * 1000 + math.floor(redis.call('HGET', 'test', 'micros') / 1000)
+  if redis.call('EXISTS', log) == 0 then return string.format('%.0f-*', now) end
+  local flat = redis.call('XINFO', 'STREAM', log)
+  for i = 1, #flat, 2 do
+    if flat[i] == 'last-generated-id' then
+      return string.format('%.0f-*', math.max(now, tonumber(flat[i + 1]:match('^%d+'))))
+    end
+  end
+end
+"""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Something that is wrong on purpose.
+
+    Attributes:
+        breaks: what the message of the violation begins with.
+        script: name of the script that is changed; empty if it is the member.
+        old: text of the script, found in it exactly once.
+        new: what stands there instead.
+        member: names of the faults of the simulated member.
+    """
+
+    breaks: str
+    script: str = ""
+    old: str = ""
+    new: str = ""
+    member: frozenset[str] = field(default=frozenset())
+
+
+CORRECT = Mutant("")
+
+
+def exactly(source: str, old: str, new: str) -> str:
+    """``source`` with the only ``old`` in it replaced."""
+    assert source.count(old) == 1, f"found {source.count(old)} times in the script: {old}"
+    return source.replace(old, new)
+
+
+class Laboratory(Link):
+    """A link that waits on its socket, so that what the product awaits can be run to its end by :func:`now`."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(Endpoint(url))
+        self._socket = UnixDomainSocketConnection(path=url.removeprefix("unix://"), protocol=2)
+        self._edited: dict[str | bytes, str] = {}
+
+    def use(self, mutant: Mutant) -> None:
+        """Run the scripts with this change from now on."""
+        for name in ("heartbeat", "acquire", "commit", "append", "reset", "losses", "quarantine"):
+            script = getattr(scripts, f"_{name}")
+            source = script._source.decode()
+            for old, new in OUTSIDE.get(name, ()):
+                source = exactly(source, old, new)
+            if mutant.script == name:
+                source = exactly(source, mutant.old, mutant.new)
+            shebang, _, rest = source.partition("\n")
+            source = f"{shebang}\n{PRELUDE}\n{rest}"
+            digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+            self._edited |= {script._digest: digest, script._source: source}
+
+    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
+        return self.ask(*((command[0], self._edited.get(command[1], command[1]), *command[2:])))
+
+    def ask(self, *command: Any) -> Any:
+        """One command, now."""
+        try:
+            self._socket.send_command(*command)
+            return self._socket.read_response()
+        except ResponseError as error:
+            raise RedisError(str(error)) from error
+
+    def ask_all(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Several commands in one round trip."""
+        commands = list(commands)
+        self._socket.send_packed_command(self._socket.pack_commands(commands))
+        return [self._socket.read_response() for _ in commands]
+
+    def disconnect(self) -> None:
+        self._socket.disconnect()
+
+
+def now(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run what never really waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("this waits for an event loop")
+
+
+def as_mapping(flat: list[bytes]) -> Mapping[bytes, bytes]:
+    """A hash as Redis answers it."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))

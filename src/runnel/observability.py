@@ -112,6 +112,10 @@ class LogSubscriber:
                     confirmed=expected,
                     stored=stored or "nothing",
                 )
+            case i.PartitionsPaused(processor, partitions):
+                log.info("paused", processor=processor, partitions=list(partitions))
+            case i.PartitionsResumed(processor, partitions):
+                log.info("resumed", processor=processor, partitions=list(partitions))
             case i.LossDetected(processor, partition, entries):
                 log.error(
                     "events were removed before they were processed",
@@ -158,7 +162,7 @@ class LogSubscriber:
     def _failed(self, failed: i.PartitionFailed) -> None:
         done = {
             "halt": "processing failed; the worker stops",
-            "quarantine": "processing failed; the partition is stopped until this worker restarts",
+            "quarantine": "processing failed; the partition is quarantined",
             "ignore": "processing failed; going on behind the failed event",
         }[failed.policy]
         ids = list(failed.event_ids)

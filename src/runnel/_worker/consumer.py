@@ -101,6 +101,7 @@ class PartitionConsumer:
         self._drain_wanted = asyncio.Event()
         self._woken = asyncio.Event()  # not parked any more, by a drain or a resume
         self._marked_at = 0.0
+        self._calling = False
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -110,9 +111,15 @@ class PartitionConsumer:
         self.task = asyncio.create_task(self._run(), name=f"runnel-{processor.name}-{feed.partition}")
 
     @property
-    def held(self) -> tuple[str, ...]:
-        """The ids of the events that are being processed."""
-        return self._events.held
+    def in_flight(self) -> int:
+        """How many events are handed out and not acknowledged."""
+        return len(self._events.held)
+
+    @property
+    def in_progress(self) -> str:
+        """The id of the first event that the function is processing; empty if it is not."""
+        held = self._events.held if self._calling else ()
+        return held[0] if held else ""
 
     @property
     def processed(self) -> int:
@@ -263,7 +270,11 @@ class PartitionConsumer:
         events = self._events
         while not self.feed.ended:
             events.restart()
-            failure = await self._call()  # 1, 2
+            self._calling = True
+            try:
+                failure = await self._call()  # 1, 2
+            finally:
+                self._calling = False
             if self._given_up:
                 return
             if failure is None and not events.asked and not self.feed.ended:

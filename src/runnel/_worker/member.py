@@ -1,7 +1,6 @@
 """A worker's seat in the group of one processor: from the coordinator's answers to running partitions."""
 
 import asyncio
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from runnel._core.partitions import PartitionState
 from runnel._core.reconcile import reconcile
 from runnel._core.slow import InProgress
+from runnel._core.tracebacks import user_traceback
 from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
@@ -101,7 +101,7 @@ class Member:
     @property
     def in_flight(self) -> int:
         """How many events are being processed."""
-        return sum(len(consumer.held) for consumer in self._consumers.values())
+        return sum(consumer.in_flight for consumer in self._consumers.values())
 
     def start(self, heartbeats: Heartbeats) -> None:
         """Read and commit for what will be granted."""
@@ -190,8 +190,8 @@ class Member:
         """The first event in progress of each partition. Called on the heartbeat thread, so it only reads."""
         found = []
         for partition, consumer in tuple(self._consumers.items()):
-            if held := consumer.held:
-                found.append((partition, consumer.feed.token, held[0]))
+            if event := consumer.in_progress:
+                found.append((partition, consumer.feed.token, event))
         return found
 
     def _on_moved(self) -> None:
@@ -280,7 +280,7 @@ class Member:
         details = {
             "events": event_ids,
             "error": f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
+            "traceback": user_traceback(error) or f"{type(error).__name__}: {error}",
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

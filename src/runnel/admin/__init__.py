@@ -31,10 +31,10 @@ from runnel.admin.status import (
     SlowEvent,
     Status,
     StreamStatus,
-    status,
+    status_of,
     watch_status,
 )
-from runnel.admin.tail import key_of, tail
+from runnel.admin.tail import key_of, tail_of
 
 __all__ = [
     "DeadLetter",
@@ -67,7 +67,7 @@ __all__ = [
     "resume_processor",
     "retry_quarantine",
     "skip_quarantine",
-    "status",
-    "tail",
+    "status_of",
+    "tail_of",
     "watch_status",
 ]

@@ -36,7 +36,7 @@ async def plan_deletion(app: App, processor: str) -> Deletion:
 
     Arguments:
         app: the app.
-        processor: the name of a processor of the app, or of one that is only registered in Redis, on one of its streams.
+        processor: name of a processor of the app, or of one that is only registered in Redis, on one of its streams.
 
     Raises:
         UnknownProcessor: there is none, or nothing is known of it in Redis.
@@ -75,8 +75,8 @@ async def delete_processor(app: App, deletion: Deletion) -> None:
         alive = await scripts.forget_group(link, ControlKeys.of(app.name, stream.name, deletion.processor))
         if alive:
             raise ProcessorInUse(
-                f'"{deletion.processor}" is run by {", ".join(alive)}. Stop its workers first, or wait until those that '
-                "have crashed are noticed (the session timeout)."
+                f'"{deletion.processor}" is run by {", ".join(alive)}. Stop its workers first; one that has crashed '
+                "counts until its session timeout has passed."
             )
         for slot_group in range(stream.keys.slot_groups):
             partitions = [p for p in range(stream.partition_count) if stream.keys.slot_group(p) == slot_group]

@@ -25,7 +25,7 @@ __all__ = [
     "Status",
     "StreamStatus",
     "look_at",
-    "status",
+    "status_of",
     "watch_status",
 ]
 
@@ -74,7 +74,7 @@ class PartitionStatus:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """A worker's seat: the partitions it owns, seconds since its last heartbeat, ``alive``, ``leaving`` or ``silent``."""
+    """A worker's seat: ``alive``, ``leaving`` or ``silent``, seconds since its last heartbeat, what it owns."""
 
     name: str
     state: str
@@ -158,7 +158,7 @@ class Status:
         return tuple(dict.fromkeys(member.name for processor in self.processors for member in processor.members))
 
 
-async def status(app: App, *, over: float = 0.0) -> Status:
+async def status_of(app: App, *, over: float = 0.0) -> Status:
     """Look at an app. Changes nothing.
 
     Arguments:

@@ -14,13 +14,13 @@ from runnel.app import App
 from runnel.events import Event
 from runnel.streams import Stream
 
-__all__ = ["key_of", "tail"]
+__all__ = ["key_of", "tail_of"]
 
 BLOCK = 5.0
 """Seconds for which the server waits for something new."""
 
 
-async def tail(
+async def tail_of(
     app: App,
     stream: Stream[Any],
     *,
@@ -89,7 +89,7 @@ async def _forwards(
         for partition, buffer in buffers.items():
             if not buffer and firsts[partition]:
                 part = await queries.entries(link, stream.keys, partition, firsts[partition], ends[partition])
-                buffer += reversed(part)
+                buffer.extend(reversed(part))
                 firsts[partition] = b"(" + part[-1][0] if part else b""
         there = [partition for partition, buffer in buffers.items() if buffer]
         if not there:

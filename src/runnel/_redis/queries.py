@@ -28,6 +28,8 @@ __all__ = [
     "publish_moved",
     "read",
     "registered_processors",
+    "server_facts",
+    "server_setting",
     "server_version",
     "unblock",
 ]
@@ -184,10 +186,27 @@ async def publish_moved(link: Link, keys: ControlKeys) -> None:
         await link.call("SPUBLISH", keys.wake(member), MOVED)
 
 
+async def server_facts(link: Link, *sections: str) -> dict[str, str]:
+    """What the server says of itself in ``INFO``; empty if we may not ask."""
+    try:
+        text = (await link.call("INFO", *sections)).decode()
+    except RedisError:
+        return {}
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+async def server_setting(link: Link, name: str) -> str | None:
+    """A value of the server's configuration; ``None`` if we may not ask."""
+    try:
+        found = await link.call("CONFIG", "GET", name)
+    except RedisError:
+        return None
+    return found[1].decode() if found else None
+
+
 async def server_version(link: Link) -> str:
     """The server's name and version, for people: ``Redis 7.0.15`` or ``Valkey 9.1.2``."""
-    text = (await link.call("INFO", "server")).decode()
-    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    facts = await server_facts(link, "server")
     if "valkey_version" in facts:
         return f"Valkey {facts['valkey_version']}"
     return f"Redis {facts.get('redis_version', '?')}"

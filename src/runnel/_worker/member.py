@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -86,7 +87,10 @@ class Member:
         self._instruments = instruments
         control = ControlKeys.of(settings.name, stream.name, processor.name)
         self.holder = Holder(
-            processor.name, seat(control, name, stream.partition_count, settings), self._on_beat, self._on_moved
+            processor.name,
+            replace(seat(control, name, stream.partition_count, settings), grace=int(processor.grace_period * 1000)),
+            self._on_beat,
+            self._on_moved,
         )
         self.holder.in_progress = self._in_progress
         self._heartbeats: Heartbeats

@@ -13,6 +13,8 @@ from runnel.admin.dead_letters import (
     replay_dead_letters,
 )
 from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
+from runnel.admin.doctor import examine
+from runnel.admin.findings import Finding
 from runnel.admin.pausing import pause_processor, resume_processor
 from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
 from runnel.admin.quarantine import (
@@ -23,6 +25,7 @@ from runnel.admin.quarantine import (
     retry_quarantine,
     skip_quarantine,
 )
+from runnel.admin.server_check import server_warnings
 from runnel.admin.status import (
     MemberStatus,
     PartitionStatus,
@@ -39,6 +42,7 @@ from runnel.admin.tail import key_of, tail_of
 __all__ = [
     "DeadLetter",
     "Deletion",
+    "Finding",
     "MemberStatus",
     "PartitionStatus",
     "Plan",
@@ -53,6 +57,7 @@ __all__ = [
     "StreamStatus",
     "apply_reset",
     "delete_processor",
+    "examine",
     "failed_events",
     "key_of",
     "list_dead_letters",
@@ -66,6 +71,7 @@ __all__ = [
     "replay_dead_letters",
     "resume_processor",
     "retry_quarantine",
+    "server_warnings",
     "skip_quarantine",
     "status_of",
     "tail_of",

@@ -5,6 +5,7 @@ from importlib import metadata
 
 import typer
 
+from runnel.cli.checking import doctor
 from runnel.cli.dead_letters import dead_app
 from runnel.cli.demonstration import demo
 from runnel.cli.looking import lag, status, tail
@@ -13,7 +14,7 @@ from runnel.cli.quarantines import quarantine_app
 from runnel.cli.running import dev, server, worker
 from runnel.cli.sending import send, sendmany
 
-__all__ = ["app", "demo", "dev", "lag", "main", "send", "sendmany", "server", "status", "tail", "worker"]
+__all__ = ["app", "demo", "dev", "doctor", "lag", "main", "send", "sendmany", "server", "status", "tail", "worker"]
 
 app = typer.Typer(
     name="runnel",
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (worker, dev, send, sendmany, tail, status, lag, server, demo):
+for command in (worker, dev, send, sendmany, tail, status, lag, doctor, server, demo):
     app.command()(command)
 app.add_typer(processor_app, name="processor", help="Look after a processor.")
 app.add_typer(quarantine_app, name="quarantine", help="Look after partitions that have failed.")

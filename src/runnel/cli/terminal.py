@@ -113,7 +113,20 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 def show_json(data: Any, *, lines: bool = False) -> None:
     """Data for programs; ``lines`` puts it on one line, where more will follow."""
-    typer.echo(json.dumps(data, indent=None if lines else 2))
+    typer.echo(json.dumps(_rounded(data), indent=None if lines else 2))
+
+
+def _rounded(data: Any) -> Any:
+    """Without digits that nobody has measured."""
+    match data:
+        case float():
+            return round(data, 3)
+        case dict():
+            return {name: _rounded(value) for name, value in data.items()}
+        case list() | tuple():
+            return [_rounded(value) for value in data]
+        case _:
+            return data
 
 
 def number(n: int, noun: str) -> str:

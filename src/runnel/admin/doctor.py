@@ -8,7 +8,7 @@ from runnel._redis.groups import group_state
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel.admin.access import connected
-from runnel.admin.findings import Finding
+from runnel.admin.findings import Finding, number
 from runnel.admin.server_check import check_clock, check_server
 from runnel.admin.status import PartitionStatus, ProcessorStatus, look_at
 from runnel.app import App
@@ -44,6 +44,10 @@ async def examine(app: App, names: Mapping[str, str] | None = None) -> list[Find
         for stream in app.streams.values():
             found += await _stream(link, app, stream, called)
     return sorted(found, key=lambda finding: not finding.urgent)
+
+
+def _events(n: int) -> str:
+    return number(n, "event")
 
 
 def _variables() -> list[Finding]:
@@ -122,14 +126,14 @@ def _workers(app: App, status: ProcessorStatus) -> list[Finding]:
     silent = [member for member in status.members if member.state == "silent"]
     found = [
         Finding(
-            f'The worker {member.name} of "{name}" is silent since {member.silent:.0f} s, and its partitions with it.',
+            f'The worker {member.name} of "{name}" has been silent for {member.silent:.0f} s.',
             "If it has crashed, start another one: it takes over. If it is frozen or cut off, end it.",
         )
         for member in silent
     ]
     if not status.members and status.lag:
         found.append(
-            Finding(f'No worker runs "{name}", and {status.lag:,} events are waiting.', "Start one: runnel worker.")
+            Finding(f'No worker runs "{name}", with {_events(status.lag)} waiting.', "Start one: runnel worker.")
         )
     unowned = [partition.partition for partition in status.partitions if partition.state == "unowned"]
     if unowned and len(silent) < len(status.members):
@@ -157,19 +161,19 @@ async def _sessions(link: Link, app: App, status: ProcessorStatus) -> list[Findi
 
 
 def _partition(stream: Stream[Any], status: ProcessorStatus, partition: PartitionStatus, call: str) -> list[Finding]:
-    name, number, found = status.name, partition.partition, []
+    name, where, found = status.name, partition.partition, []
     if partition.state == "quarantined":
         found.append(
             Finding(
-                f'"{name}" is quarantined in partition {number}, with {partition.lag:,} events waiting.',
-                f"See runnel quarantine show {call} --partition {number}; then retry or skip.",
+                f'"{name}" is quarantined in partition {where}, with {_events(partition.lag)} waiting.',
+                f"See runnel quarantine show {call} --partition {where}; then retry or skip.",
             )
         )
     size = stream.options.limits.partition_size
     if size and partition.lag >= NEARLY_FULL * size:
         found.append(
             Finding(
-                f'Partition {number} of "{stream.name}" is full of events that "{name}" has not processed '
+                f'Partition {where} of "{stream.name}" is full of events that "{name}" has not processed '
                 f"({partition.lag:,} of {size:,}): producers wait, or fail.",
                 "Start more workers, raise partition_size, or let it skip: runnel processor reset.",
             )
@@ -177,16 +181,17 @@ def _partition(stream: Stream[Any], status: ProcessorStatus, partition: Partitio
     if partition.lost:
         found.append(
             Finding(
-                f'"{name}" has lost {partition.lost:,} events of partition {number}: they were removed before it had '
+                f'"{name}" has lost {_events(partition.lost)} of partition {where}: they were removed before it had '
                 "processed them.",
                 'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server.',
                 urgent=False,
             )
         )
     if partition.rollbacks:
+        times = number(partition.rollbacks, "time")
         found.append(
             Finding(
-                f'Redis has lost confirmed data of "{name}" in partition {number}, {partition.rollbacks} times.',
+                f'Redis has lost confirmed data of "{name}" in partition {where}, {times}.',
                 "Look for restarts and fail-overs; appendfsync always, or replicas, keep more.",
                 urgent=False,
             )

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Finding"]
+__all__ = ["Finding", "number"]
+
+
+def number(n: int, noun: str) -> str:
+    """``1 event``, ``2,000 events``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)

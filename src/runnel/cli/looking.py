@@ -33,7 +33,7 @@ from runnel.streams import Stream
 __all__ = ["AppTarget", "event_data", "event_text", "lag", "status", "tail"]
 
 AppTarget = Annotated[
-    str | None, typer.Argument(metavar="[TARGET]", help="module:attribute of the app, such as example:app.")
+    str | None, typer.Argument(metavar="TARGET", help="module:attribute of the app, such as example:app.")
 ]
 
 OVER = 1.0

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from runnel._core.points import duration
 from runnel.admin import (
     Shift,
     apply_reset,
@@ -63,7 +64,7 @@ def reset(
         *(["earliest"] if to_earliest else []),
         *(["latest"] if to_latest else []),
         *([to_datetime] if to_datetime is not None else []),
-        *([f"-{by_duration.lstrip('-')}"] if by_duration is not None else []),
+        *([f"-{duration(by_duration):.0f}s"] if by_duration is not None else []),
         *([Shift(shift_by)] if shift_by is not None else []),
     ]
     if len(places) != 1:

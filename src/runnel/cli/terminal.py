@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runnel.admin.findings import number
 from runnel.errors import RedisUnavailable, RunnelError
 
 __all__ = [
@@ -127,11 +128,6 @@ def _rounded(data: Any) -> Any:
             return [_rounded(value) for value in data]
         case _:
             return data
-
-
-def number(n: int, noun: str) -> str:
-    """``1 event``, ``2,000 events``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def span(seconds: float) -> str:

@@ -723,7 +723,7 @@ async def test_when_everything_is_lost_everybody_joins_again(group: Group) -> No
     a, b = await group.joined("a", "b")
     before = {**a.held, **b.held}
     keys = group.keys
-    await group.link.call("DEL", keys.group, keys.members, keys.targets, keys.owners, keys.quarantine)
+    await group.link.call("DEL", keys.group, keys.members, keys.targets, keys.owners, keys.parked)
     assert not (await a.say()).known
     assert not (await b.say()).known
     await a.join()
@@ -756,7 +756,7 @@ async def test_a_quarantine_survives_a_rebalance_and_ends_with_its_member(group:
     assert beat.full
     assert len(beat.granted) == 4
     assert beat.quarantined == frozenset()
-    assert not await group.link.call("EXISTS", group.keys.quarantine)
+    assert not await group.link.call("EXISTS", group.keys.parked)
 
 
 async def test_a_quarantine_whose_member_was_lost_keeps_nobody_from_the_partition(group: Group) -> None:

@@ -155,11 +155,11 @@ S, T = PartitionState, Step
     [
         ([T.ACQUIRE, T.DRAIN, T.RELEASE], S.RELEASED),
         ([T.DRAIN, T.RELEASE], S.RELEASED),
-        ([T.ACQUIRE, T.QUARANTINE, T.DRAIN, T.RELEASE], S.RELEASED),
-        ([T.QUARANTINE], S.QUARANTINED),  # granted with a mark of its earlier owner
+        ([T.ACQUIRE, T.PARK, T.DRAIN, T.RELEASE], S.RELEASED),
+        ([T.PARK], S.PARKED),  # granted with a mark of its earlier owner
         ([T.LOSE], S.LOST),
         ([T.ACQUIRE, T.LOSE], S.LOST),
-        ([T.ACQUIRE, T.QUARANTINE, T.LOSE], S.LOST),
+        ([T.ACQUIRE, T.PARK, T.LOSE], S.LOST),
         ([T.ACQUIRE, T.DRAIN, T.LOSE], S.LOST),
     ],
 )
@@ -178,7 +178,7 @@ def test_nothing_follows_the_end_of_a_partition(end: PartitionState, step: Step)
 
 
 def test_a_partition_is_not_released_before_it_is_drained() -> None:
-    for state in (S.GRANTED, S.RUNNING, S.QUARANTINED):
+    for state in (S.GRANTED, S.RUNNING, S.PARKED):
         with pytest.raises(AssertionError):
             advance(state, T.RELEASE)
 

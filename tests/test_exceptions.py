@@ -62,7 +62,7 @@ def steps(key: int, number: int, start: int = 0) -> list[Step]:
 
 async def marks(redis: Inspector, app: App, stream: Stream[Any], processor: str = "proc") -> dict[int, dict[str, Any]]:
     """The partitions that are marked as poisoned, with what is said about each."""
-    flat = await redis.link.call("HGETALL", ControlKeys.of(app.name, stream.name, processor).quarantine)
+    flat = await redis.link.call("HGETALL", ControlKeys.of(app.name, stream.name, processor).parked)
     return {
         int(partition): json.loads(value.split(b"|", 1)[1])
         for partition, value in zip(flat[::2], flat[1::2], strict=True)

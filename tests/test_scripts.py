@@ -517,9 +517,9 @@ async def test_only_the_owner_can_mark_a_partition_as_poisoned(link: Link, app_n
     beat = await scripts.heartbeat(link, seat, Op.JOIN)
     assert not await scripts.quarantine(link, seat, 0, beat.granted[0] + 1, {"error": "ours? no"})
     assert not await scripts.quarantine(link, seat, 7, 1, {"error": "nobody's"})
-    assert not await link.call("EXISTS", seat.keys.quarantine)
+    assert not await link.call("EXISTS", seat.keys.parked)
     assert await scripts.quarantine(link, seat, 0, beat.granted[0], {"error": "a|b"})
-    assert await link.call("HGETALL", seat.keys.quarantine) == [b"0", b'm|{"error": "a|b"}']
+    assert await link.call("HGETALL", seat.keys.parked) == [b"0", b'm|{"error": "a|b"}']
     assert (await scripts.heartbeat(link, seat, Op.BEAT)).quarantined == {0}
 
 

@@ -12,6 +12,9 @@
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
+    ├─ NoSuchLetter                there is no dead letter of that name
+    ├─ NotQuarantined              there is no quarantine to end
+    ├─ ProcessorInUse              a processor has workers, so that it cannot be deleted
     ├─ ProcessorReturned           a processor's function ended without asking for an event
     ├─ ServerError                 a private server did not start, or is not running
     │  └─ AddressInUse                somebody else listens where it should
@@ -30,7 +33,10 @@ __all__ = [
     "ConfigurationError",
     "DecodeError",
     "MetadataMismatch",
+    "NoSuchLetter",
+    "NotQuarantined",
     "PartitionKeyError",
+    "ProcessorInUse",
     "ProcessorReturned",
     "RecordError",
     "RedisError",
@@ -91,6 +97,18 @@ class DecodeError(RecordError):
 
 class StreamFull(RunnelError):
     """A partition is full of entries that a registered processor has not processed yet."""
+
+
+class NoSuchLetter(RunnelError):
+    """There is no dead letter of that name; or it is gone already."""
+
+
+class NotQuarantined(RunnelError):
+    """The partition is not quarantined, or there is no event to skip."""
+
+
+class ProcessorInUse(RunnelError):
+    """Workers run the processor, so that it cannot be deleted."""
 
 
 class ProcessorReturned(RunnelError):

@@ -20,6 +20,8 @@ __all__ = [
     "PartitionLost",
     "PartitionReleased",
     "PartitionRewound",
+    "PartitionsPaused",
+    "PartitionsResumed",
     "RedisGivenUp",
     "RedisLost",
     "RedisRecovered",
@@ -144,6 +146,22 @@ class PartitionFailed(Announcement):
     event_ids: tuple[str, ...]
     policy: str
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsPaused(Announcement):
+    """Somebody has paused the processor: the events in progress are finished, and nothing more is handed out."""
+
+    processor: str
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsResumed(Announcement):
+    """What was paused or quarantined goes on in this worker."""
+
+    processor: str
+    partitions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

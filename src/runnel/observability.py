@@ -6,22 +6,19 @@ The only module that configures logging, and only when a command asks for it: th
 import asyncio
 import logging
 import sys
-import traceback
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from runnel import instruments as i
+from runnel._core.tracebacks import user_traceback
 from runnel.errors import RunnelError
 
 __all__ = ["LogSubscriber", "configure_logging", "user_traceback"]
 
 GATHER = 0.05
 """Seconds within which the partitions of one rebalance arrive, to be logged in one line."""
-
-_PACKAGE = str(Path(__file__).parent)
 
 
 def configure_logging(level: str, form: str, *, colors: bool) -> None:
@@ -48,17 +45,6 @@ def configure_logging(level: str, form: str, *, colors: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-
-
-def user_traceback(error: BaseException) -> str:
-    """The traceback of an error, beginning where the user's code does. Empty for an error of ours without any."""
-    frames = traceback.extract_tb(error.__traceback__)
-    while frames and frames[0].filename.startswith(_PACKAGE):
-        del frames[0]
-    if not frames:
-        return "" if isinstance(error, RunnelError) else "".join(traceback.format_exception(error)).rstrip()
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    return "".join(lines + traceback.format_exception_only(error)).rstrip()
 
 
 class LogSubscriber:
@@ -112,6 +98,10 @@ class LogSubscriber:
                     confirmed=expected,
                     stored=stored or "nothing",
                 )
+            case i.PartitionsPaused(processor, partitions):
+                log.info("paused", processor=processor, partitions=list(partitions))
+            case i.PartitionsResumed(processor, partitions):
+                log.info("resumed", processor=processor, partitions=list(partitions))
             case i.LossDetected(processor, partition, entries):
                 log.error(
                     "events were removed before they were processed",
@@ -158,7 +148,7 @@ class LogSubscriber:
     def _failed(self, failed: i.PartitionFailed) -> None:
         done = {
             "halt": "processing failed; the worker stops",
-            "quarantine": "processing failed; the partition is stopped until this worker restarts",
+            "quarantine": "processing failed; the partition is quarantined",
             "ignore": "processing failed; going on behind the failed event",
         }[failed.policy]
         ids = list(failed.event_ids)

@@ -1,6 +1,6 @@
 """A stream: typed records, partitioned by a key."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
@@ -9,6 +9,7 @@ from runnel._core.routing import hasher_name, partition_of
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.producer import Limits
+from runnel._redis.queries import metadata
 from runnel._redis.scripts import declare
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
 from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
@@ -170,9 +171,23 @@ class Stream(Generic[R]):
             MetadataMismatch: naming both values, and the way out.
             RedisUnavailable: Redis is away.
         """
-        stored = await declare(link, self.keys, self.properties)
+        self._compare(await declare(link, self.keys, self.properties))
+
+    async def check(self, link: Link) -> bool:
+        """Whether the stream was ever used; changes nothing.
+
+        Raises:
+            MetadataMismatch: it was, with other properties.
+            RedisUnavailable: Redis is away.
+        """
+        stored = await metadata(link, self.keys)
+        if stored:
+            self._compare(stored)
+        return bool(stored)
+
+    def _compare(self, stored: Mapping[str, str]) -> None:
         for name, ours in self.properties.items():
-            theirs = stored[name]
+            theirs = stored.get(name, "")
             if theirs == ours:
                 continue
             if name == "partition_count":

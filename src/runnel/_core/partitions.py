@@ -10,7 +10,7 @@ class PartitionState(Enum):
 
     GRANTED = "granted"
     RUNNING = "running"
-    QUARANTINED = "quarantined"
+    PARKED = "parked"
     DRAINING = "draining"
     RELEASED = "released"
     LOST = "lost"
@@ -20,7 +20,7 @@ class Step(Enum):
     """What can happen to it."""
 
     ACQUIRE = "acquire"
-    QUARANTINE = "quarantine"
+    PARK = "park"
     RESUME = "resume"
     DRAIN = "drain"
     RELEASE = "release"
@@ -31,13 +31,13 @@ _S, _T = PartitionState, Step
 _TABLE: dict[tuple[PartitionState, Step], PartitionState] = {
     (_S.GRANTED, _T.ACQUIRE): _S.RUNNING,
     (_S.GRANTED, _T.DRAIN): _S.DRAINING,
-    (_S.GRANTED, _T.QUARANTINE): _S.QUARANTINED,
-    (_S.RUNNING, _T.QUARANTINE): _S.QUARANTINED,
-    (_S.QUARANTINED, _T.RESUME): _S.RUNNING,
+    (_S.GRANTED, _T.PARK): _S.PARKED,
+    (_S.RUNNING, _T.PARK): _S.PARKED,
+    (_S.PARKED, _T.RESUME): _S.RUNNING,
     (_S.RUNNING, _T.DRAIN): _S.DRAINING,
-    (_S.QUARANTINED, _T.DRAIN): _S.DRAINING,
+    (_S.PARKED, _T.DRAIN): _S.DRAINING,
     (_S.DRAINING, _T.RELEASE): _S.RELEASED,
-    **{(state, _T.LOSE): _S.LOST for state in (_S.GRANTED, _S.RUNNING, _S.QUARANTINED, _S.DRAINING)},
+    **{(state, _T.LOSE): _S.LOST for state in (_S.GRANTED, _S.RUNNING, _S.PARKED, _S.DRAINING)},
 }
 
 

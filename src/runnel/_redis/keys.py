@@ -62,9 +62,14 @@ class ControlKeys:
         return f"{self.prefix}:owners"
 
     @property
-    def quarantine(self) -> str:
-        """Hash: partition -> member|JSON with the event id, the error and its traceback."""
-        return f"{self.prefix}:quarantine"
+    def parked(self) -> str:
+        """Hash: what is not to be processed. partition -> member|JSON (a quarantine); * -> |JSON (a pause of all)."""
+        return f"{self.prefix}:parked"
+
+    @property
+    def slow(self) -> str:
+        """Hash: partition -> token|id|milliseconds of the event that has been in progress since then."""
+        return f"{self.prefix}:slow"
 
     def wake(self, member: str) -> str:
         """Sharded channel: wakes a member, and shows the server that it is connected."""

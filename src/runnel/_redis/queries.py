@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from runnel._core.entry_ids import BEGINNING
 from runnel._redis.keys import ControlKeys, StreamKeys
@@ -10,16 +11,26 @@ from runnel._redis.link import Link
 from runnel.errors import RedisError
 
 __all__ = [
+    "AT_ONCE",
     "MOVED",
     "LogState",
     "command_calls",
     "connected_members",
+    "delete_entries",
+    "entries",
+    "entries_back",
+    "entry_after",
+    "entry_back",
     "entry_before",
+    "length",
     "log_state",
+    "metadata",
     "position",
     "publish_moved",
     "read",
+    "registered_processors",
     "server_facts",
+    "server_setting",
     "server_version",
     "unblock",
 ]
@@ -96,6 +107,71 @@ async def entry_before(link: Link, keys: StreamKeys, partition: int, entry_id: b
     return found[0][0] if found else None
 
 
+AT_ONCE = 1_000
+"""Entries read in one call by who looks at a log, so that the server's other clients do not wait for it."""
+
+
+async def entries(
+    link: Link, keys: StreamKeys, partition: int, first: bytes, last: bytes = b"+", count: int = AT_ONCE
+) -> list[RawEntry]:
+    """Entries of a partition in order; ``first`` and ``last`` as in ``XRANGE``."""
+    found: list[RawEntry] = await link.call("XRANGE", keys.log(partition), first, last, "COUNT", count)
+    return found
+
+
+async def entries_back(
+    link: Link, keys: StreamKeys, partition: int, last: bytes, count: int = AT_ONCE
+) -> list[RawEntry]:
+    """Entries of a partition from ``last`` backwards; as in ``XREVRANGE``."""
+    found: list[RawEntry] = await link.call("XREVRANGE", keys.log(partition), last, "-", "COUNT", count)
+    return found
+
+
+async def entry_after(link: Link, keys: StreamKeys, partition: int, offset: bytes, number: int) -> bytes | None:
+    """The id of the ``number``-th entry behind ``offset``, or of the last one if there are fewer; ``None`` for none."""
+    found = None
+    while number > 0 and (
+        part := await entries(link, keys, partition, b"(" + (found or offset), count=min(number, AT_ONCE))
+    ):
+        found = part[-1][0]
+        number -= len(part)
+    return found
+
+
+async def entry_back(link: Link, keys: StreamKeys, partition: int, offset: bytes, number: int) -> bytes | None:
+    """The id of the entry before the last ``number`` ones up to ``offset``; ``None`` if there is none."""
+    last, number = offset, number + 1
+    while part := await entries_back(link, keys, partition, last, count=min(number, AT_ONCE)):
+        number -= len(part)
+        if number == 0:
+            return bytes(part[-1][0])
+        last = b"(" + part[-1][0]
+    return None
+
+
+async def delete_entries(link: Link, log: str, ids: Sequence[str]) -> int:
+    """Delete entries of a log by hand. Returns how many were there."""
+    chunks = [ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE)]
+    return sum([int(await link.call("XDEL", log, *chunk)) for chunk in chunks])
+
+
+async def length(link: Link, keys: StreamKeys, partition: int) -> int:
+    """How many entries a partition has."""
+    return int(await link.call("XLEN", keys.log(partition)))
+
+
+async def metadata(link: Link, keys: StreamKeys) -> dict[str, str]:
+    """The stored properties of a stream; empty if it was never used."""
+    flat = await link.call("HGETALL", keys.metadata)
+    return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def registered_processors(link: Link, keys: StreamKeys) -> list[str]:
+    """The processors that hold back the trimming of a stream, by name."""
+    found = {name for slot in range(keys.slot_groups) for name in await link.call("SMEMBERS", keys.registered(slot))}
+    return sorted(unquote(name.decode()) for name in found)
+
+
 async def connected_members(link: Link, keys: ControlKeys) -> list[str]:
     """The members of a group."""
     return [name.decode() for name in await link.call("HKEYS", keys.members)]
@@ -111,9 +187,12 @@ async def publish_moved(link: Link, keys: ControlKeys) -> None:
         await link.call("SPUBLISH", keys.wake(member), MOVED)
 
 
-async def server_facts(link: Link, section: str) -> dict[str, str]:
-    """What the server says about itself in a section of ``INFO``, by name."""
-    text = (await link.call("INFO", section)).decode()
+async def server_facts(link: Link, *sections: str) -> dict[str, str]:
+    """What the server says of itself in ``INFO``; empty if we may not ask."""
+    try:
+        text = (await link.call("INFO", *sections)).decode()
+    except RedisError:
+        return {}
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
@@ -125,6 +204,15 @@ async def command_calls(link: Link) -> int:
     facts = await server_facts(link, "commandstats")
     ours = ("eval", "evalsha", "xread", "ssubscribe", "client|unblock", "client|id", "hello", "ping")
     return sum(int(facts.get(f"cmdstat_{name}", "calls=0,").partition(",")[0].removeprefix("calls=")) for name in ours)
+
+
+async def server_setting(link: Link, name: str) -> str | None:
+    """A value of the server's configuration; ``None`` if we may not ask."""
+    try:
+        found = await link.call("CONFIG", "GET", name)
+    except RedisError:
+        return None
+    return found[1].decode() if found else None
 
 
 async def server_version(link: Link) -> str:

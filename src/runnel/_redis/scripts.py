@@ -6,6 +6,7 @@ doing its work twice; where that needs a token or a sequence, it is an argument.
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,7 @@ __all__ = [
     "Commit",
     "CommitStatus",
     "Entry",
+    "Look",
     "Op",
     "Seat",
     "Stale",
@@ -33,9 +35,15 @@ __all__ = [
     "claim",
     "commit",
     "count_entries",
+    "count_loss",
     "declare",
+    "forget_group",
+    "forget_positions",
     "heartbeat",
+    "look",
     "losses",
+    "note_slow",
+    "park",
     "quarantine",
     "reset",
 ]
@@ -72,6 +80,11 @@ _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
 _losses = _Script("losses")
+_look = _Script("look")
+_park = _Script("park")
+_slow = _Script("slow")
+_forget_group = _Script("forget_group")
+_forget_positions = _Script("forget_positions")
 
 
 class Op(str, Enum):
@@ -109,6 +122,8 @@ class Beat:
         granted: partition -> token, of what we own and may keep.
         revoked: partition -> token, of what we own and must hand back.
         quarantined: those of ``granted`` that are marked as poisoned.
+        paused: those of ``granted`` that a person has paused; if a partition is both, it is in ``quarantined``.
+        sent: monotonic time at which it was asked for: it does not know what happened later.
     """
 
     known: bool
@@ -119,6 +134,8 @@ class Beat:
     granted: Mapping[int, int]
     revoked: Mapping[int, int]
     quarantined: frozenset[int]
+    paused: frozenset[int] = frozenset()
+    sent: float = 0.0
 
 
 async def heartbeat(
@@ -144,10 +161,10 @@ async def heartbeat(
     An answer is waited for during a quarter of the session, but at least a second: after a lost one there is time to
     ask again.
     """
-    keys = seat.keys
+    keys, sent = seat.keys, time.monotonic()
     status, new_epoch, full, waiting, again, granted, revoked = await _heartbeat(
         link,
-        (keys.group, keys.members, keys.targets, keys.owners, keys.quarantine),
+        (keys.group, keys.members, keys.targets, keys.owners, keys.parked),
         (
             op.value,
             seat.member,
@@ -173,6 +190,8 @@ async def heartbeat(
         granted={int(p): int(token) for p, token in zip(granted[::3], granted[1::3], strict=True)},
         revoked={int(p): int(token) for p, token in zip(revoked[::2], revoked[1::2], strict=True)},
         quarantined=frozenset(int(p) for p, mark in zip(granted[::3], granted[2::3], strict=True) if mark == b"1"),
+        paused=frozenset(int(p) for p, mark in zip(granted[::3], granted[2::3], strict=True) if mark == b"2"),
+        sent=sent,
     )
 
 
@@ -180,9 +199,48 @@ async def quarantine(link: Link, seat: Seat, partition: int, token: int, details
     """Mark a partition that we own as poisoned. False if we do not own it any more."""
     keys = seat.keys
     answer = await _quarantine(
-        link, (keys.owners, keys.quarantine), (partition, seat.member, token, json.dumps(dict(details)))
+        link, (keys.owners, keys.parked), (partition, seat.member, token, json.dumps(dict(details)))
     )
     return bool(answer == b"OK")
+
+
+ALL = "*"
+"""The field of the parked hash that parks all partitions."""
+
+
+async def park(link: Link, keys: ControlKeys, field: int | str, expected: bytes, new: bytes) -> bool:
+    """Change by hand what is parked, and tell the members.
+
+    Arguments:
+        field: a partition, or :data:`ALL`.
+        expected: the value that is there; empty for none.
+        new: the new value; empty for none.
+
+    Returns:
+        False if another value was there: somebody was faster, and nothing was changed.
+    """
+    return bool(await _park(link, (keys.group, keys.members, keys.parked), (field, expected, new)))
+
+
+async def note_slow(link: Link, keys: ControlKeys, events: Sequence[tuple[int, int, str, float]]) -> None:
+    """Note which events have been in progress for long: partition, token, id (empty: none any more), seconds."""
+    arguments = [word for p, token, event, seconds in events for word in (p, token, event, int(seconds * 1000))]
+    await _slow(link, (keys.slow,), arguments)
+
+
+async def forget_group(link: Link, keys: ControlKeys) -> list[str]:
+    """Remove a group, unless members of it live. Returns their names; if there are any, nothing was changed."""
+    names = (keys.group, keys.members, keys.targets, keys.owners, keys.parked, keys.slow)
+    return [name.decode() for name in await _forget_group(link, names, ())]
+
+
+async def forget_positions(
+    link: Link, keys: StreamKeys, processor: str, slot_group: int, partitions: Sequence[int]
+) -> None:
+    """Remove a processor's positions, registration and consumer groups from a slot group."""
+    logs = [keys.log(partition) for partition in partitions]
+    names = (keys.positions(slot_group, processor), keys.registered(slot_group), *logs)
+    await _forget_positions(link, names, (keys.group_name(processor),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +383,25 @@ async def append(
     ]
 
 
-async def reset(link: Link, keys: StreamKeys, processor: str, partition: int, offset: bytes, count: int) -> bytes:
-    """Move a position by hand. Returns the previous one; empty if there was none."""
+async def reset(
+    link: Link,
+    keys: StreamKeys,
+    processor: str,
+    partition: int,
+    offset: bytes,
+    count: int,
+    *,
+    expected: bytes | None = None,
+) -> bytes:
+    """Move a position by hand. Returns the previous one; empty if there was none.
+
+    If that is not the ``expected`` one, nothing was changed.
+    """
     slot = keys.slot_group(partition)
     previous: bytes = await _reset(
         link,
         (keys.positions(slot, processor), keys.log(partition)),
-        (partition, keys.group_name(processor), offset, count),
+        (partition, keys.group_name(processor), offset, count, *(() if expected is None else (expected,))),
     )
     return previous
 
@@ -361,6 +431,54 @@ async def count_entries(link: Link, keys: StreamKeys, partition: int, after: byt
         total += number
         if number < COUNTED_AT_ONCE:
             return total
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A partition, and where a processor stands in it.
+
+    Attributes:
+        offset: the position; ``None`` if the partition was never acquired.
+        count: entries of the log up to the position, counted from its first one; not exact where some were deleted.
+        lost: entries that were removed before they were processed, so far.
+        rollbacks: how often Redis had lost what was processed.
+        length: entries there are.
+        added: entries there have ever been.
+        deleted: the highest entry that was deleted by hand; ``0-0`` for none.
+        first: the first entry there is, or empty.
+        last: the last entry that was ever added, or empty.
+        following: the first entry behind the position, or empty.
+    """
+
+    offset: bytes | None
+    count: int
+    lost: int
+    rollbacks: int
+    length: int
+    added: int
+    deleted: bytes
+    first: bytes
+    last: bytes
+    following: bytes
+
+
+async def look(link: Link, keys: StreamKeys, processor: str, partitions: Sequence[int]) -> dict[int, Look]:
+    """Look at partitions, a call per slot group."""
+    found = {}
+    for slot_group in sorted({keys.slot_group(partition) for partition in partitions}):
+        ours = [partition for partition in partitions if keys.slot_group(partition) == slot_group]
+        answers = await _look(
+            link, (keys.positions(slot_group, processor), *(keys.log(partition) for partition in ours)), ours
+        )
+        for partition, (stored, *rest) in zip(ours, answers, strict=True):
+            _, offset, count = stored.split(b"|")[:3] if stored else (b"", None, 0)
+            found[partition] = Look(offset, int(count), *rest)
+    return found
+
+
+async def count_loss(link: Link, keys: StreamKeys, processor: str, partition: int, entries: int) -> None:
+    """Add to the entries that were removed from a partition before a processor had processed them."""
+    await link.call("HINCRBY", keys.positions(keys.slot_group(partition), processor), f"lost:{partition}", entries)
 
 
 async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:

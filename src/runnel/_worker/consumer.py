@@ -1,6 +1,7 @@
 """One owned partition: the user's function over its events, from the grant to the release."""
 
 import asyncio
+import math
 import time
 from typing import Any, Protocol
 
@@ -71,6 +72,7 @@ class PartitionConsumer:
         feed: Feed,
         *,
         quarantined: bool,
+        paused: bool,
         after: frozenset[asyncio.Task[None]],
     ) -> None:
         """Arguments:
@@ -78,6 +80,7 @@ class PartitionConsumer:
         processor: what to run.
         feed: not yet begun.
         quarantined: the partition is marked as poisoned: hold it, and do not process it.
+        paused: somebody has paused the processor: the same.
         after: the consumers that had this partition before in this worker and have not ended yet.
         """
         self._owner = owner
@@ -85,6 +88,7 @@ class PartitionConsumer:
         self.feed = feed
         self.state = PartitionState.GRANTED
         self._quarantined = quarantined
+        self._parked = quarantined or paused
         self._after = after
         self._events = Events(
             processor.name,
@@ -95,8 +99,9 @@ class PartitionConsumer:
             commit_each=processor.commit == "each",
         )
         self._drain_wanted = asyncio.Event()
-        self._woken = asyncio.Event()  # out of the quarantine, by a drain or a resume
-        self._marked = quarantined
+        self._woken = asyncio.Event()  # not parked any more, by a drain or a resume
+        self._marked_at = 0.0
+        self._calling = False
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -107,8 +112,14 @@ class PartitionConsumer:
 
     @property
     def in_flight(self) -> int:
-        """How many events are being processed."""
+        """How many events are handed out and not acknowledged."""
         return len(self._events.held)
+
+    @property
+    def in_progress(self) -> str:
+        """The id of the first event that the function is processing; empty if it is not."""
+        held = self._events.held if self._calling else ()
+        return held[0] if held else ""
 
     @property
     def processed(self) -> int:
@@ -150,15 +161,34 @@ class PartitionConsumer:
             PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
         )
 
-    def resume(self) -> None:
-        """The mark of the quarantine is gone, with the member that set it: try the failed event again."""
+    def park(self) -> bool:
+        """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""
         if self.state is PartitionState.GRANTED:
-            self._quarantined = self._marked = False  # not yet acquired: begin as if there had been no mark
-        elif self.state is PartitionState.QUARANTINED and self._marked:
-            self.state = advance(self.state, Step.RESUME)
-            self._quarantined = self._marked = False
-            self._rewinding = True
-            self._woken.set()
+            self._parked = True
+        if self.state is not PartitionState.RUNNING:
+            return False
+        self.state = advance(self.state, Step.PARK)
+        self._woken.clear()
+        self.feed.end()
+        self._owner.reading(self.feed, False)
+        return True
+
+    def marked_after(self, asked: float) -> bool:
+        """Whether we have marked the partition, or are about to, since the coordinator was asked (monotonic time)."""
+        return asked <= self._marked_at
+
+    def resume(self) -> bool:
+        """Nothing keeps the partition from being processed any more: go on. True if that is new.
+
+        What is read again is the position: a failed event is tried again, one that was skipped is not.
+        """
+        self._parked = self._quarantined = False  # where it is not yet acquired: as if it had never been parked
+        if self.state is not PartitionState.PARKED:
+            return False
+        self.state = advance(self.state, Step.RESUME)
+        self._rewinding = True
+        self._woken.set()
+        return True
 
     # The life of a partition
 
@@ -167,9 +197,8 @@ class PartitionConsumer:
 
         1. Wait until the predecessors in this process have ended: two functions must not run on one partition.
         2. Acquire: fence the previous owner, learn the position.
-        3. Process until drained, or set back; then from 2 again.
-        4. Commit what was finished.
-        5. Release.
+        3. Process until drained, parked or set back, and commit what was finished; unless drained, from 2 again.
+        4. Release.
         """
         try:
             if self._after:
@@ -180,8 +209,6 @@ class PartitionConsumer:
                     break
                 self._rewinding = False
             self._owner.reading(self.feed, False)
-            if not self._given_up and not self.feed.stale:
-                await self._owner.flush(self.feed)  # 4
         except asyncio.CancelledError:
             if not self._given_up or self.state is PartitionState.LOST:
                 return  # lost: there is nothing more to do; what we held is somebody else's
@@ -190,7 +217,7 @@ class PartitionConsumer:
                 self._grace.cancel()
         if self.state is PartitionState.DRAINING:
             self.state = advance(self.state, Step.RELEASE)
-            self._owner.release(self.feed)  # 5
+            self._owner.release(self.feed)  # 4
             self._owner.announce(
                 PartitionReleased(
                     self._processor.name,
@@ -222,10 +249,10 @@ class PartitionConsumer:
             feed.end()
             return True
         if self.state is PartitionState.GRANTED:
-            self.state = advance(self.state, Step.QUARANTINE if self._quarantined else Step.ACQUIRE)
+            self.state = advance(self.state, Step.PARK if self._parked else Step.ACQUIRE)
             position = acquired.offset.decode()
             self._owner.announce(PartitionGained(name, feed.partition, feed.token, position, self._quarantined))
-        if self._quarantined:
+        if self.state is PartitionState.PARKED:
             feed.end()
         else:
             self._owner.reading(feed, True)
@@ -237,11 +264,17 @@ class PartitionConsumer:
         1. Run it.
         2. Finish all middleware, so that it has ended before anything is acknowledged or started again.
         3. Acknowledge what it took, or follow the exception policy.
+        4. Commit: who resumes or takes over begins behind what was finished.
+        5. If it is parked, wait until it is not.
         """
         events = self._events
         while not self.feed.ended:
             events.restart()
-            failure = await self._call()  # 1, 2
+            self._calling = True
+            try:
+                failure = await self._call()  # 1, 2
+            finally:
+                self._calling = False
             if self._given_up:
                 return
             if failure is None and not events.asked and not self.feed.ended:
@@ -253,8 +286,9 @@ class PartitionConsumer:
                 events.acknowledge()  # 3
             else:
                 await self._follow_policy(failure)  # 3
-        if self.state is PartitionState.QUARANTINED:
-            await self._woken.wait()
+        await self._owner.flush(self.feed)  # 4
+        while self.state is PartitionState.PARKED:
+            await self._woken.wait()  # 5
 
     async def _call(self) -> BaseException | None:
         """Run the function and finish the middleware. Returns what it raised."""
@@ -294,8 +328,8 @@ class PartitionConsumer:
     async def _follow_policy(self, failure: BaseException) -> None:
         """The function failed with what it holds unacknowledged.
 
-        HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and waits for its
-        worker to stop. IGNORE: what failed is acknowledged, and the function is started again.
+        HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and parked until the
+        mark is gone. IGNORE: what failed is acknowledged, and the function is started again.
         """
         name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
         if isinstance(failure, ProcessorReturned):
@@ -314,12 +348,14 @@ class PartitionConsumer:
         if policy is ExceptionPolicy.HALT:
             self._owner.halt(name, failure)
             await self._drain_wanted.wait()
-        elif self.state is PartitionState.RUNNING:
-            self.state = advance(self.state, Step.QUARANTINE)
-            await self._owner.flush(self.feed)
+        elif self.state in (PartitionState.RUNNING, PartitionState.PARKED):
+            self._marked_at = math.inf  # an answer that does not know of the mark must not end it
+            if self.state is PartitionState.RUNNING:
+                self.state = advance(self.state, Step.PARK)
             self._woken.clear()
+            await self._owner.flush(self.feed)
             await self._owner.quarantine(self.feed, held, failure)
-            self._marked = True
+            self._marked_at = time.monotonic()
 
     def _give_up(self) -> None:
         self._given_up = True

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from runnel._core.lease import Lease
+from runnel._core.slow import InProgress, SlowEvents
 from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
 from runnel._redis.queries import MOVED
-from runnel._redis.scripts import Beat, Op, Seat, heartbeat
+from runnel._redis.scripts import Beat, Op, Seat, heartbeat, note_slow
 from runnel.errors import RunnelError
 from runnel.instruments import Instruments, MemberEvicted, MemberJoined
 
@@ -23,6 +24,9 @@ __all__ = ["Heartbeats", "Holder"]
 
 MOST_DELAY = 0.25
 """Seconds between two attempts at a heartbeat. Of a server that answers now and then, no answer should be missed."""
+
+SLOW = 1.0
+"""Seconds between two looks at what is in progress; what is seen twice is slow."""
 
 LEAVE_TIMEOUT = 2.0
 """Seconds to say good-bye. Whoever cannot is found dead by the others, as after a crash."""
@@ -37,6 +41,7 @@ class Holder:
         lease: how long what was granted may be acted on.
         on_beat: called on the worker's event loop with every answer.
         on_moved: called there when somebody has moved positions by hand.
+        in_progress: called on the heartbeat thread: which events are being processed.
         draining: the worker wants to hand everything back and leave.
         releases: partitions with their tokens that were handed back, until the coordinator has confirmed it.
         floor: new tokens must be above it.
@@ -50,6 +55,7 @@ class Holder:
         self.lease = Lease(seat.session / 1000)
         self.on_beat = on_beat
         self.on_moved = on_moved
+        self.in_progress: Callable[[], list[InProgress]] | None = None
         self.draining = False
         self.releases: list[tuple[int, int]] = []
         self.floor = 0
@@ -120,9 +126,10 @@ class Heartbeats:
         for holder in self._holders:
             holder.wake = asyncio.Event()
         self._started.set()
-        link = Link(self._endpoint)
+        link, notes = Link(self._endpoint), Link(self._endpoint)  # no heartbeat waits for a note
         tasks = [asyncio.create_task(self._listen())]
         tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
+        tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
@@ -133,6 +140,7 @@ class Heartbeats:
                     if holder.joined:
                         await heartbeat(link, holder.seat, Op.LEAVE, releases=tuple(holder.releases))
         await link.close()
+        await notes.close()
 
     async def _beat(self, link: Link, holder: Holder) -> None:
         """Heartbeat for one seat, for ever.
@@ -192,6 +200,16 @@ class Heartbeats:
             with suppress(TimeoutError):  # 4
                 async with asyncio.timeout(delay):
                     await holder.wake.wait()
+
+    async def _note_slow(self, link: Link, holder: Holder) -> None:
+        """Let operators see which events take long. On this thread, because they may be blocking the other."""
+        assert holder.in_progress is not None
+        slow = SlowEvents()
+        while True:
+            await asyncio.sleep(SLOW)
+            if changes := slow.look(time.monotonic(), holder.in_progress()):
+                with suppress(RunnelError):  # who cannot tell now will not be asked
+                    await note_slow(link, holder.seat.keys, changes)
 
     async def _listen(self) -> None:
         """Stay subscribed to our channels: it wakes us, and shows the others that we live."""

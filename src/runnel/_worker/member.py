@@ -1,14 +1,16 @@
 """A worker's seat in the group of one processor: from the coordinator's answers to running partitions."""
 
 import asyncio
-import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from runnel._core.partitions import PartitionState
 from runnel._core.read_ahead import ReadAhead
 from runnel._core.reconcile import reconcile
+from runnel._core.slow import InProgress
+from runnel._core.tracebacks import user_traceback
 from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
@@ -19,7 +21,14 @@ from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
 from runnel._worker.reader import Reader
 from runnel.feed import Feed
-from runnel.instruments import Announcement, Instruments, LossDetected, PartitionFailed
+from runnel.instruments import (
+    Announcement,
+    Instruments,
+    LossDetected,
+    PartitionFailed,
+    PartitionsPaused,
+    PartitionsResumed,
+)
 from runnel.processors import Processor
 from runnel.settings import Settings
 
@@ -79,8 +88,12 @@ class Member:
         self._instruments = instruments
         control = ControlKeys.of(settings.name, stream.name, processor.name)
         self.holder = Holder(
-            processor.name, seat(control, name, stream.partition_count, settings), self._on_beat, self._on_moved
+            processor.name,
+            replace(seat(control, name, stream.partition_count, settings), grace=int(processor.grace_period * 1000)),
+            self._on_beat,
+            self._on_moved,
         )
+        self.holder.in_progress = self._in_progress
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
@@ -155,18 +168,43 @@ class Member:
         for partition in plan.drain:
             if partition in self._consumers:
                 self._consumers[partition].drain()
-        for partition, consumer in self._consumers.items():
-            if partition in beat.granted and partition not in beat.quarantined:
-                consumer.resume()
+        self._park(beat)
         if not self.holder.draining:
             for partition, token in plan.acquire:
-                self._begin(partition, token, quarantined=partition in beat.quarantined)
+                self._begin(
+                    partition, token, quarantined=partition in beat.quarantined, paused=partition in beat.paused
+                )
+
+    def _park(self, beat: Beat) -> None:
+        """Stop what is parked, and go on with what is not any more."""
+        stopped, resumed = [], []
+        for partition in sorted(self._consumers.keys() & beat.granted.keys()):
+            consumer = self._consumers[partition]
+            if partition in beat.quarantined or partition in beat.paused:
+                if consumer.park():
+                    stopped.append(partition)
+            elif consumer.marked_after(beat.sent):
+                self.holder.settled = False  # it may not know of our mark yet: have it all said once more
+            elif consumer.resume():
+                resumed.append(partition)
+        if stopped:
+            self.announce(PartitionsPaused(self.processor.name, tuple(stopped)))
+        if resumed:
+            self.announce(PartitionsResumed(self.processor.name, tuple(resumed)))
+
+    def _in_progress(self) -> list[InProgress]:
+        """The first event in progress of each partition. Called on the heartbeat thread, so it only reads."""
+        found = []
+        for partition, consumer in tuple(self._consumers.items()):
+            if event := consumer.in_progress:
+                found.append((partition, consumer.feed.token, event))
+        return found
 
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():
             self._committer.probe(consumer.feed)
 
-    def _begin(self, partition: int, token: int, *, quarantined: bool) -> None:
+    def _begin(self, partition: int, token: int, *, quarantined: bool, paused: bool) -> None:
         log = self.processor.stream.keys.log(partition)
         feed = Feed(partition, token, log, self.holder.lease)
         feed.on_done = self._committer.mark
@@ -175,7 +213,9 @@ class Member:
         ending = self._ending.setdefault(partition, set())
         if partition in self._consumers:
             ending.add(self._consumers[partition].task)
-        consumer = PartitionConsumer(self, self.processor, feed, quarantined=quarantined, after=frozenset(ending))
+        consumer = PartitionConsumer(
+            self, self.processor, feed, quarantined=quarantined, paused=paused, after=frozenset(ending)
+        )
         self._consumers[partition] = consumer
         consumer.task.add_done_callback(lambda task: self._ended(consumer, task))
 
@@ -210,6 +250,15 @@ class Member:
                     if entries and not feed.ended and (feed.cursor, feed.read) == seen:
                         feed.skip(entries)
                         self.announce(LossDetected(self.processor.name, feed.partition, entries))
+                        await self._count_loss(feed.partition, entries)
+
+    async def _count_loss(self, partition: int, entries: int) -> None:
+        """For operators, who look later; an answer that is lost may count it twice."""
+
+        async def attempt() -> None:
+            await scripts.count_loss(self._link, self.processor.stream.keys, self.processor.name, partition, entries)
+
+        await patiently("count a loss", attempt, self._instruments)
 
     # What the consumers need
 
@@ -237,7 +286,7 @@ class Member:
         details = {
             "events": event_ids,
             "error": f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
+            "traceback": user_traceback(error) or f"{type(error).__name__}: {error}",
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

@@ -5,13 +5,31 @@ from importlib import metadata
 
 import typer
 
+from runnel.cli.checking import doctor
+from runnel.cli.dead_letters import dead_app
 from runnel.cli.demonstration import demo
+from runnel.cli.looking import lag, status, tail
 from runnel.cli.measuring import bench
 from runnel.cli.processors import processor_app
+from runnel.cli.quarantines import quarantine_app
 from runnel.cli.running import dev, server, worker
 from runnel.cli.sending import send, sendmany
 
-__all__ = ["app", "bench", "demo", "dev", "main", "send", "sendmany", "server", "worker"]
+__all__ = [
+    "app",
+    "bench",
+    "demo",
+    "dev",
+    "doctor",
+    "lag",
+    "main",
+    "send",
+    "sendmany",
+    "server",
+    "status",
+    "tail",
+    "worker",
+]
 
 app = typer.Typer(
     name="runnel",
@@ -22,9 +40,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (worker, dev, send, sendmany, server, demo, bench):
+for command in (worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
     app.command()(command)
 app.add_typer(processor_app, name="processor", help="Look after a processor.")
+app.add_typer(quarantine_app, name="quarantine", help="Look after partitions that have failed.")
+app.add_typer(dead_app, name="dead", help="Look after dead letters.")
 
 
 def _version(wanted: bool) -> None:

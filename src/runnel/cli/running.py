@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import typer
 
 from runnel._worker import Worker, tune_collector
+from runnel.admin import server_warnings
 from runnel.app import App
 from runnel.cli.targets import RedisURL, load
 from runnel.cli.terminal import loop_name, notes, output, reporting, run
@@ -67,6 +68,8 @@ async def _work(app: App, names: list[str] | None) -> int:
         _banner(app, this)
     for name, hint in unknown_variables().items():
         subscriber.warn(f"the variable {name} is no setting of Runnel.{hint}")
+    for finding in await server_warnings(app):
+        subscriber.warn(f"{finding.what} {finding.cure}")
     loop = asyncio.get_running_loop()
     signals: list[signal.Signals] = []
 

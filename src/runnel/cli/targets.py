@@ -17,7 +17,7 @@ from runnel.processors import Processor
 from runnel.settings import default_target
 from runnel.streams import Stream
 
-__all__ = ["RedisURL", "app_of", "load"]
+__all__ = ["RedisURL", "app_of", "load", "load_or_name"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,22 @@ def load(target: str | None, kind: type[T], command: str, *, redis_url: str | No
     if kind is not Stream:
         _guarded(f'autodiscover="{app.settings.autodiscover}"', app.discover)
     return found
+
+
+def load_or_name(target: str, kind: type[T], command: str, *, redis_url: str | None = None) -> tuple[App, str]:
+    """An app, and the name of an object of the kind; or, where the module has none of that name, the name alone.
+
+    For what may have gone from the app, but not from Redis: then the module must have exactly one app.
+
+    Raises:
+        TargetError: as :func:`load`.
+        ConfigurationError: as :func:`load`.
+    """
+    name, _, attribute = target.partition(":")
+    if attribute and "/" not in name and not hasattr(_import(name), attribute.partition(".")[0]):
+        return load(name, App, command, redis_url=redis_url), attribute
+    found: Any = load(target, kind, command, redis_url=redis_url)
+    return app_of(found.stream), found.name
 
 
 def _default(command: str) -> str:

@@ -2,16 +2,35 @@
 
 import asyncio
 import functools
+import json
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from runnel.errors import RunnelError
+from runnel.admin.findings import number
+from runnel.errors import RedisUnavailable, RunnelError
 
-__all__ = ["loop_name", "notes", "output", "reporting", "run"]
+__all__ = [
+    "AsJSON",
+    "Execute",
+    "Watch",
+    "loop_name",
+    "notes",
+    "number",
+    "output",
+    "repeatedly",
+    "reporting",
+    "run",
+    "show_json",
+    "show_table",
+    "span",
+    "watching",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,3 +80,90 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new event loop."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(coroutine)
+
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Execute = Annotated[bool, typer.Option("--execute", help="Do it, instead of only showing it.")]
+Watch = Annotated[bool, typer.Option("-w", "--watch", help="Look again every two seconds, until Ctrl-C.")]
+
+INTERVAL = 2.0
+"""Seconds between two looks of a person who watches."""
+
+ENDLESS = 10_000
+"""Columns of a table at most."""
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> None:
+    """Rows below headings, as wide as they are: a terminal wraps what is too wide, a program gets one row per line.
+
+    Arguments:
+        headings: of the columns.
+        rows: a cell per column.
+        right: the columns that hold numbers.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold" if output.is_terminal else "")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    wide = Console(width=ENDLESS, force_terminal=output.is_terminal, no_color=output.no_color, highlight=False)
+    with wide.capture() as captured:
+        wide.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def show_json(data: Any, *, lines: bool = False) -> None:
+    """Data for programs; ``lines`` puts it on one line, where more will follow."""
+    typer.echo(json.dumps(_rounded(data), indent=None if lines else 2))
+
+
+def _rounded(data: Any) -> Any:
+    """Without digits that nobody has measured."""
+    match data:
+        case float():
+            return round(data, 3)
+        case dict():
+            return {name: _rounded(value) for name, value in data.items()}
+        case list() | tuple():
+            return [_rounded(value) for value in data]
+        case _:
+            return data
+
+
+def span(seconds: float) -> str:
+    """A time span for people: ``0.8 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+async def repeatedly(look: Callable[[], Coroutine[Any, Any, T]], interval: float) -> AsyncIterator[T]:
+    """Look every ``interval`` seconds, for ever."""
+    while True:
+        yield await look()
+        await asyncio.sleep(interval)
+
+
+async def watching(look: Callable[[], AsyncIterator[T]], show: Callable[[T], None]) -> None:
+    """Show one look after the other, for ever; on a terminal in place of the one before. An outage is waited for."""
+    seen = False
+    while True:
+        try:
+            async for found in look():
+                if output.is_terminal:
+                    output.clear()
+                seen = True
+                show(found)
+        except RedisUnavailable as error:
+            if not seen:
+                raise
+            notes.print(error.what, style="red", markup=False)
+            await asyncio.sleep(INTERVAL)

@@ -9,7 +9,7 @@ from runnel.interfaces import Middleware
 from runnel.records import Record
 from runnel.streams import Stream
 
-__all__ = ["DeadLetterMiddleware"]
+__all__ = ["DeadLetterMiddleware", "forward", "routed", "sink_of"]
 
 R = TypeVar("R", bound=Record)
 
@@ -39,7 +39,7 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
 
     def __init__(self, source: Stream[R], sink: Stream[R] | None = None) -> None:
         self.source = source
-        self.sink = sink if sink is not None else source.sibling(f"{source.name}.dead")
+        self.sink = sink if sink is not None else sink_of(source)
 
     async def handler(self, parent: AsyncGenerator[Any, None], **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Pass everything on; forward what the code above failed with."""
@@ -50,24 +50,37 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
             except GeneratorExit:
                 if events.failure is not None:
                     for event in x if isinstance(x, list) else [x]:
-                        await self._forward(event, events)
+                        error = f"{type(events.failure).__name__}: {events.failure}"
+                        await forward(self.sink, event, events.processor, error)
                 raise
 
-    async def _forward(self, event: Event[R], events: Events[R]) -> None:
-        await self.sink.send_once(
-            self._partition(event),
-            [part for item in event.data.items() for part in item],
-            {
-                "error": f"{type(events.failure).__name__}: {events.failure}",
-                "processor": events.processor,
-                "source": f"{event.stream}/{event.partition}/{event.id}",
-            },
-            origin=f"{events.processor}/{event.stream}/{event.partition}/{event.id}",
-        )
 
-    def _partition(self, event: Event[R]) -> int:
-        """Where the sink would put the record, or, if it cannot be decoded, the partition it came from."""
-        try:
-            return self.sink.partition_of(event.record)
-        except RecordError:
-            return event.partition % self.sink.partition_count
+def sink_of(source: Stream[R]) -> Stream[R]:
+    """Where the dead letters of a stream go, unless it was said otherwise."""
+    return source.sibling(f"{source.name}.dead")
+
+
+async def forward(sink: Stream[R], event: Event[R], processor: str, error: str) -> None:
+    """Send an event that failed to the dead letters, once per source event and week. Waits until it is sent.
+
+    Arguments:
+        sink: where to.
+        event: as it was read from its stream.
+        processor: which failed.
+        error: type and message.
+    """
+    source = f"{event.stream}/{event.partition}/{event.id}"
+    await sink.send_once(
+        routed(sink, event, event.partition),
+        [part for item in event.data.items() for part in item],
+        {"error": error, "processor": processor, "source": source},
+        origin=f"{processor}/{source}",
+    )
+
+
+def routed(to: Stream[R], event: Event[R], partition: int) -> int:
+    """Where a stream would put the record of an event; if it cannot be decoded, ``partition``, where it came from."""
+    try:
+        return to.partition_of(event.record)
+    except RecordError:
+        return partition % to.partition_count

@@ -9,7 +9,8 @@
 --     lost           entries that were removed before this processor had processed them
 --     rolled_back    the stored position, if it lay behind the end of the log: Redis has lost data; else empty
 --
--- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once.
+-- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once, and
+-- counted beside the position, for operators: lost:<partition> (entries) and rollbacks:<partition> (times).
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
@@ -51,6 +52,8 @@ elseif not first or before(offset, first) then
   if not first then offset = last end
 end
 
+if lost > 0 then redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost) end
+if rolled_back ~= '' then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition, ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count))
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)

@@ -9,19 +9,21 @@
 --   FENCED     a newer owner exists; nothing was changed
 --   RESET      somebody has moved the position; nothing was changed; acquire again
 --   ROLLBACK   Redis has lost our last commit, or all of the positions; nothing was changed; acquire again
+--              (it is counted beside the position, for operators: rollbacks:<partition>)
 local answers = {}
 for i = 2, #KEYS do
   local at = 2 + (i - 2) * 5
   local partition, token, previous, offset, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local stored = redis.call('HGET', KEYS[1], partition)
   if not stored then
+    redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
     answers[i - 1] = {'ROLLBACK', ''}
   else
     local its_token, its_offset, rest = stored:match('^([^|]*)|([^|]*)|%d+(.*)$')
     local status
     if its_token ~= token then
       local newer = tonumber(its_token:match('^%d+')) < tonumber(token:match('^%d+'))
-      status = newer and 'ROLLBACK' or 'FENCED'
+      status = newer and 'ROLLBACK' or 'FENCED'   -- an older token than ours: that we acquired is lost
     elseif rest == '|reset' then
       status = 'RESET'
     elseif its_offset == offset then
@@ -34,6 +36,7 @@ for i = 2, #KEYS do
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
       if mirrored.err then redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count) end
     end
+    if status == 'ROLLBACK' then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
     answers[i - 1] = {status, its_offset}
   end
 end

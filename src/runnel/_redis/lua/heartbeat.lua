@@ -7,7 +7,8 @@
 --   2 members     hash    member -> joined|heartbeat|session|state|suspected      state: A active, D draining
 --   3 targets     hash    partition -> member
 --   4 owners      hash    partition -> member|token|revoked                       revoked: clock, or -1
---   5 quarantine  hash    partition -> member|details
+--   5 parked      hash    partition -> member|details   quarantined by that member, until it goes
+--                         *         -> |details         paused by a person, until it is resumed
 -- ARGV
 --   1 op          join, beat, drain (a beat of a member that wants to leave) or leave
 --   2 member      its name
@@ -27,7 +28,7 @@
 --   full          1: grants and revocations are complete. 0: nothing has changed since the last full answer (to a beat)
 --   waiting       number of partitions that will be ours when others have released them
 --   again         ms after which the group needs a heartbeat, or -1
---   grants        partition, token, quarantined (0 or 1), flat
+--   grants        partition, token, parked (0, 1 quarantined or 2 paused), flat
 --   revocations   partition, token, flat
 --
 -- Time is a logical clock: it follows the server's, but never backwards, and at most a quarter of a session per call.
@@ -36,7 +37,7 @@
 -- A heartbeat counts from when the member began to wait for an answer. One that can speak but not hear stops by itself
 -- when its lease has run out; if its heartbeats counted as they arrive, its partitions would lie idle for ever.
 
-local GROUP, MEMBERS, TARGETS, OWNERS, QUARANTINE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local GROUP, MEMBERS, TARGETS, OWNERS, PARKED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local op, me = ARGV[1], ARGV[2]
 local session, join_delay, grace, silence = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local partitions, known_epoch, settled = tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1'
@@ -172,8 +173,8 @@ if next(gone) then
       wake[targets[partition] or ''] = true     -- who was promised it before, which the assignment will not change
     end
   end
-  for partition, entry in pairs(pairs_of(QUARANTINE)) do
-    if gone[entry:match('^(.-)|')] then redis.call('HDEL', QUARANTINE, partition) end
+  for partition, entry in pairs(pairs_of(PARKED)) do
+    if gone[entry:match('^(.-)|')] then redis.call('HDEL', PARKED, partition) end
   end
   due = clock
 end
@@ -225,12 +226,12 @@ local grants, revocations, waiting, full = {}, {}, 0, 0
 if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.call('HLEN', OWNERS) < partitions) then
   load()
   full = 1
-  local quarantined = redis.call('HLEN', QUARANTINE) > 0 and pairs_of(QUARANTINE) or {}
+  local parked = redis.call('HLEN', PARKED) > 0 and pairs_of(PARKED) or {}
   local function grant(field, its_token)
     grants[#grants + 1] = field
     grants[#grants + 1] = its_token
-    local mark = quarantined[field]     -- of a member, unless the members were lost
-    grants[#grants + 1] = mark and members[mark:match('^(.-)|')] and '1' or '0'
+    local mark = parked[field]          -- of a member, unless the members were lost
+    grants[#grants + 1] = mark and members[mark:match('^(.-)|')] and '1' or parked['*'] and '2' or '0'
   end
   for partition = 0, partitions - 1 do
     local field = tostring(partition)

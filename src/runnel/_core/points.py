@@ -1,0 +1,67 @@
+"""Points in a stream, as people name them."""
+
+import re
+from datetime import UTC, datetime
+
+from runnel._core.entry_ids import BEGINNING
+from runnel.errors import ConfigurationError
+
+__all__ = ["duration", "point"]
+
+_ID = re.compile(r"(\d+)(?:-(\d+))?")
+_DURATION = re.compile(r"-?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def point(words: str, now: float) -> bytes | None:
+    """The id of the first entry that may lie there.
+
+    Arguments:
+        words: ``earliest`` (or ``0``), ``latest`` (or ``$``), an entry id, a time in ISO 8601 (UTC unless it names a
+            zone), or a duration before ``now``, such as ``-5m`` or ``-1h30m``.
+        now: seconds since 1970.
+
+    Returns:
+        The id; ``None`` for what is yet to come.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if words in ("latest", "$"):
+        return None
+    if words == "earliest":
+        return BEGINNING
+    if matched := _ID.fullmatch(words):
+        return b"%d-%d" % (int(matched[1]), int(matched[2] or 0))
+    if words.startswith("-") and (seconds := _seconds(words)) is not None:
+        return _id_at(now - seconds)
+    try:
+        moment = datetime.fromisoformat(words)
+    except ValueError:
+        raise ConfigurationError(
+            f'"{words}" is not an entry id. Ids look like 1700000000000-0; a place in a stream is named by an id, '
+            "earliest, latest, a time such as 2026-01-31T12:00:00Z, or how long ago it was, such as -5m."
+        ) from None
+    return _id_at((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def duration(words: str) -> float:
+    """Seconds of a duration such as ``90s``, ``5m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    seconds = _seconds(words)
+    if seconds is None:
+        raise ConfigurationError(f'"{words}" is not a duration. Durations look like 90s, 5m, 1h30m or 2d.')
+    return seconds
+
+
+def _seconds(words: str) -> float | None:
+    matched = _DURATION.fullmatch(words)
+    if matched is None or not any(matched.groups()):
+        return None
+    return float(sum(int(n or 0) * unit for n, unit in zip(matched.groups(), (86400, 3600, 60, 1), strict=True)))
+
+
+def _id_at(seconds: float) -> bytes:
+    return b"%d-0" % max(0, round(seconds * 1000))

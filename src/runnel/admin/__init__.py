@@ -1,0 +1,79 @@
+"""What the commands do, as typed functions: looking at a running system, and mending it.
+
+Nothing in the worker knows this package.
+"""
+
+from runnel.admin.dead_letters import (
+    DeadLetter,
+    Plan,
+    list_dead_letters,
+    plan_purge,
+    plan_replay,
+    purge_dead_letters,
+    replay_dead_letters,
+)
+from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
+from runnel.admin.doctor import examine
+from runnel.admin.findings import Finding
+from runnel.admin.pausing import pause_processor, resume_processor
+from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
+from runnel.admin.quarantine import (
+    Quarantine,
+    Skipped,
+    failed_events,
+    list_quarantines,
+    retry_quarantine,
+    skip_quarantine,
+)
+from runnel.admin.server_check import server_warnings
+from runnel.admin.status import (
+    MemberStatus,
+    PartitionStatus,
+    ProcessorStatus,
+    Rate,
+    SlowEvent,
+    Status,
+    StreamStatus,
+    status_of,
+    watch_status,
+)
+from runnel.admin.tail import key_of, tail_of
+
+__all__ = [
+    "DeadLetter",
+    "Deletion",
+    "Finding",
+    "MemberStatus",
+    "PartitionStatus",
+    "Plan",
+    "ProcessorStatus",
+    "Quarantine",
+    "Rate",
+    "Reset",
+    "Shift",
+    "Skipped",
+    "SlowEvent",
+    "Status",
+    "StreamStatus",
+    "apply_reset",
+    "delete_processor",
+    "examine",
+    "failed_events",
+    "key_of",
+    "list_dead_letters",
+    "list_quarantines",
+    "pause_processor",
+    "plan_deletion",
+    "plan_purge",
+    "plan_replay",
+    "plan_reset",
+    "purge_dead_letters",
+    "replay_dead_letters",
+    "resume_processor",
+    "retry_quarantine",
+    "server_warnings",
+    "skip_quarantine",
+    "status_of",
+    "tail_of",
+    "watch_status",
+]

@@ -1,0 +1,53 @@
+"""What the functions of this package begin with: a connection, and names that must exist."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from runnel._redis.link import Link
+from runnel.app import App
+from runnel.errors import ConfigurationError, UnknownProcessor, did_you_mean
+from runnel.processors import Processor
+from runnel.streams import Stream
+
+__all__ = ["chosen_partitions", "connected", "processor_of"]
+
+
+@asynccontextmanager
+async def connected(app: App) -> AsyncIterator[Link]:
+    """A connection to the server of an app, for a block."""
+    link = Link(app.endpoint)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+def processor_of(app: App, name: str) -> Processor[Any]:
+    """The processor of that name.
+
+    Raises:
+        UnknownProcessor: the app has none.
+    """
+    if name not in app.processors:
+        known = ", ".join(app.processors) or "none"
+        raise UnknownProcessor(
+            f'The app "{app.name}" has no processor "{name}".{did_you_mean(name, app.processors)} It has: {known}.'
+        )
+    return app.processors[name]
+
+
+def chosen_partitions(stream: Stream[Any], partitions: Iterable[int] | None) -> list[int]:
+    """The partitions of a stream, or those that were named, each once and in order.
+
+    Raises:
+        ConfigurationError: one does not exist.
+    """
+    if partitions is None:
+        return list(range(stream.partition_count))
+    for partition in partitions:
+        if not 0 <= partition < stream.partition_count:
+            raise ConfigurationError(
+                f'Stream "{stream.name}" has the partitions 0 to {stream.partition_count - 1}, but not {partition}.'
+            )
+    return sorted(set(partitions))

@@ -1,0 +1,83 @@
+"""Forgetting a processor: its positions, its group, and its say in what may be trimmed."""
+
+from dataclasses import dataclass
+
+from runnel._redis import queries, scripts
+from runnel._redis.keys import ControlKeys
+from runnel.admin.access import connected
+from runnel.admin.status import look_at
+from runnel.app import App
+from runnel.errors import ProcessorInUse, UnknownProcessor, did_you_mean
+
+__all__ = ["Deletion", "delete_processor", "plan_deletion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What is known of a processor in Redis.
+
+    Attributes:
+        processor: its name.
+        stream: what it processes.
+        declared: whether the app has it; if so, and if a worker runs it again, it begins at the first event there is.
+        lag: events that it has not processed.
+        workers: those that run it; there must be none.
+    """
+
+    processor: str
+    stream: str
+    declared: bool
+    lag: int
+    workers: tuple[str, ...]
+
+
+async def plan_deletion(app: App, processor: str) -> Deletion:
+    """What :func:`delete_processor` would forget. Changes nothing.
+
+    Arguments:
+        app: the app.
+        processor: name of a processor of the app, or of one that is only registered in Redis, on one of its streams.
+
+    Raises:
+        UnknownProcessor: there is none, or nothing is known of it in Redis.
+        RedisUnavailable: Redis cannot be reached.
+    """
+    async with connected(app) as link:
+        registered: dict[str, str] = {}
+        for stream in app.streams.values():
+            if await stream.check(link):
+                registered |= dict.fromkeys(await queries.registered_processors(link, stream.keys), stream.name)
+        declared = processor in app.processors
+        if processor not in registered:
+            if declared:
+                raise UnknownProcessor(f'Redis knows nothing of "{processor}": no worker has ever run it.')
+            known = [*app.processors, *registered]
+            raise UnknownProcessor(
+                f'There is no processor "{processor}", neither in the app "{app.name}" nor registered on one of its '
+                f"streams.{did_you_mean(processor, known)}"
+            )
+        stream = app.streams[registered[processor]]
+        found = await look_at(link, stream, processor, range(stream.partition_count))
+        workers = tuple(member.name for member in found.members if member.state != "silent")
+        return Deletion(processor, stream.name, declared, found.lag, workers)
+
+
+async def delete_processor(app: App, deletion: Deletion) -> None:
+    """Forget a processor. Events stay where they are; they may be trimmed without regard for it.
+
+    Raises:
+        ProcessorInUse: workers run it; nothing was changed.
+        RedisUnavailable: Redis cannot be reached. Repeat it: it can be done twice.
+    """
+    stream = app.streams[deletion.stream]
+    async with connected(app) as link:
+        # The group first: while it has members, nothing is forgotten.
+        alive = await scripts.forget_group(link, ControlKeys.of(app.name, stream.name, deletion.processor))
+        if alive:
+            raise ProcessorInUse(
+                f'"{deletion.processor}" is run by {", ".join(alive)}. Stop its workers first; one that has crashed '
+                "counts until its session timeout has passed."
+            )
+        for slot_group in range(stream.keys.slot_groups):
+            partitions = [p for p in range(stream.partition_count) if stream.keys.slot_group(p) == slot_group]
+            await scripts.forget_positions(link, stream.keys, deletion.processor, slot_group, partitions)

@@ -1,0 +1,199 @@
+"""Whether something is wrong with an app, and what to do about it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from runnel._redis import queries
+from runnel._redis.groups import group_state
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Link
+from runnel.admin.access import connected
+from runnel.admin.findings import Finding, number
+from runnel.admin.server_check import check_clock, check_server
+from runnel.admin.status import PartitionStatus, ProcessorStatus, look_at
+from runnel.app import App
+from runnel.errors import MetadataMismatch
+from runnel.settings import unknown_variables
+from runnel.streams import Stream
+
+__all__ = ["examine"]
+
+LONG_SESSION = 60.0
+"""Seconds. A worker that is frozen or cut off keeps its partitions for so long."""
+
+NEARLY_FULL = 0.9
+"""Of ``partition_size``."""
+
+
+async def examine(app: App, names: Mapping[str, str] | None = None) -> list[Finding]:
+    """Look for what is wrong: the server, settings, streams, workers, partitions. Changes nothing.
+
+    Arguments:
+        app: the app.
+        names: what to call processors in commands, such as ``{"printer": "example:printer"}``; by default, their names.
+
+    Returns:
+        The findings, what must be done first.
+
+    Raises:
+        RedisUnavailable: Redis cannot be reached.
+    """
+    called = dict(names or {})
+    async with connected(app) as link:
+        found = [*await check_server(link), *await check_clock(link), *_settings(app), *_variables()]
+        for stream in app.streams.values():
+            found += await _stream(link, app, stream, called)
+    return sorted(found, key=lambda finding: not finding.urgent)
+
+
+def _events(n: int) -> str:
+    return number(n, "event")
+
+
+def _variables() -> list[Finding]:
+    return [
+        Finding(f"The variable {name} is no setting of Runnel.{hint}", "Correct its name, or remove it.")
+        for name, hint in unknown_variables().items()
+    ]
+
+
+def _settings(app: App) -> list[Finding]:
+    settings, found = app.settings, []
+    if settings.session_timeout > LONG_SESSION:
+        found.append(
+            Finding(
+                f"session_timeout is {settings.session_timeout:g} s: a worker that freezes or is cut off keeps its "
+                "partitions for so long.",
+                "The default of 10 s is enough; handlers may block for longer than that.",
+                urgent=False,
+            )
+        )
+    for name, grace in {processor.name: processor.grace_period for processor in app.processors.values()}.items():
+        if grace < 2 * settings.heartbeat_interval:
+            found.append(
+                Finding(
+                    f'grace_period of "{name}" is {grace:g} s, less than two heartbeats: partitions may be taken from '
+                    "workers that have not even heard that they are to hand them back, and events repeat.",
+                    f"Set it to {2 * settings.heartbeat_interval:g} s at least, and to more than an event takes.",
+                )
+            )
+    found += [
+        Finding(
+            f'Stream "{stream.name}" drops its oldest events when a partition is full (on_full="trim"), processed or '
+            "not.",
+            'Use on_full="wait" if they matter.',
+            urgent=False,
+        )
+        for stream in app.streams.values()
+        if stream.options.limits.on_full == "trim"
+    ]
+    return found
+
+
+async def _stream(link: Link, app: App, stream: Stream[Any], called: Mapping[str, str]) -> list[Finding]:
+    try:
+        if not await stream.check(link):
+            return []  # never used
+    except MetadataMismatch as error:
+        return [Finding(str(error), "Until then, nothing can be said about its processors.")]
+    found = []
+    declared = [name for name, processor in app.processors.items() if processor.stream is stream]
+    for name in await queries.registered_processors(link, stream.keys):
+        if name not in declared:
+            prefix = next((call.rpartition(":")[0] for call in called.values()), "MODULE")
+            found.append(
+                Finding(
+                    f'"{name}" is registered on "{stream.name}", but the app does not have it: what it has not '
+                    "processed is kept, and when partitions are full of that, nothing can be sent.",
+                    f"If it is gone for good: runnel processor delete {prefix}:{name}",
+                )
+            )
+    for name in declared:
+        status = await look_at(link, stream, name, range(stream.partition_count))
+        call = called.get(name, name)
+        found += _workers(app, status)
+        found += await _sessions(link, app, status)
+        for partition in status.partitions:
+            found += _partition(stream, status, partition, call)
+        if status.paused is not None:
+            cure = f"When it may go on: runnel processor resume {call}"
+            found.append(Finding(f'"{name}" is paused.', cure, urgent=False))
+    return found
+
+
+def _workers(app: App, status: ProcessorStatus) -> list[Finding]:
+    name = status.name
+    silent = [member for member in status.members if member.state == "silent"]
+    found = [
+        Finding(
+            f'The worker {member.name} of "{name}" has been silent for {member.silent:.0f} s.',
+            "If it has crashed, start another one: it takes over. If it is frozen or cut off, end it.",
+        )
+        for member in silent
+    ]
+    if not status.members and status.lag:
+        found.append(
+            Finding(f'No worker runs "{name}", with {_events(status.lag)} waiting.', "Start one: runnel worker.")
+        )
+    unowned = [partition.partition for partition in status.partitions if partition.state == "unowned"]
+    if unowned and len(silent) < len(status.members):
+        found.append(
+            Finding(
+                f'"{name}": nobody owns the partitions {", ".join(map(str, unowned))}.',
+                "They are being moved if this goes away within the grace period; if not, see the workers' logs.",
+            )
+        )
+    return found
+
+
+async def _sessions(link: Link, app: App, status: ProcessorStatus) -> list[Finding]:
+    group = await group_state(link, ControlKeys.of(app.name, status.stream, status.name))
+    ours = app.settings.session_timeout
+    other = {member.name: member.session for member in group.members if abs(member.session - ours) > 0.001}
+    return [
+        Finding(
+            f'The worker {name} of "{status.name}" runs with session_timeout {session:g} s, this app says {ours:g} s.',
+            "Restart the workers with the same settings.",
+            urgent=False,
+        )
+        for name, session in other.items()
+    ]
+
+
+def _partition(stream: Stream[Any], status: ProcessorStatus, partition: PartitionStatus, call: str) -> list[Finding]:
+    name, where, found = status.name, partition.partition, []
+    if partition.state == "quarantined":
+        found.append(
+            Finding(
+                f'"{name}" is quarantined in partition {where}, with {_events(partition.lag)} waiting.',
+                f"See runnel quarantine show {call} --partition {where}; then retry or skip.",
+            )
+        )
+    size = stream.options.limits.partition_size
+    if size and partition.lag >= NEARLY_FULL * size:
+        found.append(
+            Finding(
+                f'Partition {where} of "{stream.name}" is full of events that "{name}" has not processed '
+                f"({partition.lag:,} of {size:,}): producers wait, or fail.",
+                "Start more workers, raise partition_size, or let it skip: runnel processor reset.",
+            )
+        )
+    if partition.lost:
+        found.append(
+            Finding(
+                f'"{name}" has lost {_events(partition.lost)} of partition {where}: they were removed before it had '
+                "processed them.",
+                'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server.',
+                urgent=False,
+            )
+        )
+    if partition.rollbacks:
+        times = number(partition.rollbacks, "time")
+        found.append(
+            Finding(
+                f'Redis has lost confirmed data of "{name}" in partition {where}, {times}.',
+                "Look for restarts and fail-overs; appendfsync always, or replicas, keep more.",
+                urgent=False,
+            )
+        )
+    return found

@@ -1,0 +1,225 @@
+"""Quarantined partitions: what failed there, trying it again, and going on without it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runnel._core.entry_ids import parse
+from runnel._redis import queries, scripts
+from runnel._redis.groups import Parked, group_state
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Link
+from runnel.admin.access import chosen_partitions, connected, processor_of
+from runnel.admin.dead_letters import patience_for, sinks
+from runnel.admin.lag import waiting
+from runnel.app import App
+from runnel.errors import NotQuarantined
+from runnel.events import Event
+from runnel.middleware.dead_letter import forward
+from runnel.processors import Processor
+
+__all__ = ["Quarantine", "Skipped", "failed_events", "list_quarantines", "retry_quarantine", "skip_quarantine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A partition that is not processed because its processor has failed there.
+
+    Attributes:
+        processor: its name.
+        stream: the stream's name.
+        partition: its number.
+        owner: the worker in which it failed. The quarantine ends with that worker.
+        events: ids of the event, or of the batch, that failed; empty if it failed before it had taken any.
+        error: type and message.
+        traceback: as Python prints it.
+        since: when, in ISO 8601 (UTC).
+        lag: events that wait in the partition, the failed ones included.
+    """
+
+    processor: str
+    stream: str
+    partition: int
+    owner: str
+    events: tuple[str, ...]
+    error: str
+    traceback: str
+    since: str
+    lag: int
+    mark: Parked = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What became of a quarantined partition: the ids that are dead letters of ``sink`` now, and those that had been
+    removed from the log, so that nothing of them is left."""
+
+    partition: int
+    sink: str
+    events: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+async def list_quarantines(
+    app: App, processor: str | None = None, partitions: Sequence[int] | None = None
+) -> list[Quarantine]:
+    """The quarantined partitions, by processor and number.
+
+    Arguments:
+        app: the app.
+        processor: of this one only.
+        partitions: these only; they need a processor.
+
+    Raises:
+        UnknownProcessor: the app has none of that name.
+        ConfigurationError: a partition does not exist.
+        RedisUnavailable: Redis cannot be reached.
+    """
+    processors = list(app.processors.values()) if processor is None else [processor_of(app, processor)]
+    async with connected(app) as link:
+        return [found for one in processors for found in await _quarantines(link, one, partitions)]
+
+
+async def failed_events(app: App, quarantine: Quarantine) -> list[Event[Any]]:
+    """The events that failed, as far as they are still in the log.
+
+    Raises:
+        RedisUnavailable: Redis cannot be reached.
+    """
+    async with connected(app) as link:
+        return await _events(link, processor_of(app, quarantine.processor), quarantine)
+
+
+async def retry_quarantine(app: App, processor: str, partitions: Sequence[int] | None = None) -> list[Quarantine]:
+    """Let the failed events be tried again, by the workers that own the partitions.
+
+    Arguments:
+        app: the app.
+        processor: name of the processor.
+        partitions: their numbers; ``None`` for all that are quarantined.
+
+    Returns:
+        What was quarantined. If it fails once more, it is quarantined again.
+
+    Raises:
+        UnknownProcessor: the app has none of that name.
+        NotQuarantined: one of the partitions is not.
+        RedisUnavailable: Redis cannot be reached. Repeat it.
+    """
+    chosen = processor_of(app, processor)
+    async with connected(app) as link:
+        found = await _quarantines(link, chosen, partitions)
+        _all_there(chosen, found, partitions)
+        return [one for one in found if await _lift(link, chosen, one)]
+
+
+async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -> list[Skipped]:
+    """Move the failed events to the dead letters, and let the workers go on behind them.
+
+    1. Send them to the dead letters; once, however often this is repeated.
+    2. Move the position behind them, if it still is in front of them.
+    3. End the quarantine, if it still is the same.
+
+    If it is interrupted, repeat it. Until then the partition stays quarantined.
+
+    Arguments:
+        app: the app.
+        processor: name of the processor.
+        partitions: their numbers.
+
+    Raises:
+        UnknownProcessor: the app has none of that name.
+        NotQuarantined: one of the partitions is not, or failed before it had taken an event.
+        StreamFull: the dead letters have no room.
+        RedisUnavailable: Redis cannot be reached. Repeat it.
+    """
+    chosen = processor_of(app, processor)
+    skipped = []
+    async with app, connected(app) as link:
+        found = await _quarantines(link, chosen, partitions)
+        _all_there(chosen, found, partitions)
+        for one in found:
+            if not one.events:
+                raise NotQuarantined(
+                    f'"{processor}" failed in partition {one.partition} before it had taken an event, so there is none '
+                    f"to skip ({one.error}). Mend the code and restart the workers, or retry it."
+                )
+        for one in found:
+            events = await _events(link, chosen, one)
+            sink = sinks(app, chosen.stream, chosen)[0]
+            for event in events:
+                async with patience_for(sink):
+                    await forward(sink, event, processor, one.error)  # 1
+            await _move_behind(link, chosen, one)  # 2
+            await _lift(link, chosen, one)  # 3
+            there = tuple(event.id for event in events)
+            skipped.append(Skipped(one.partition, sink.name, there, tuple(e for e in one.events if e not in there)))
+    return skipped
+
+
+async def _quarantines(link: Link, processor: Processor[Any], partitions: Sequence[int] | None) -> list[Quarantine]:
+    stream = processor.stream
+    chosen = chosen_partitions(stream, partitions)
+    group = await group_state(link, _control(processor))
+    marked = [partition for partition in chosen if partition in group.quarantined]
+    looks = await scripts.look(link, stream.keys, processor.name, marked)
+    found = []
+    for partition in marked:
+        mark = group.quarantined[partition]
+        details = mark.details
+        found.append(
+            Quarantine(
+                processor.name,
+                stream.name,
+                partition,
+                mark.member,
+                tuple(details["events"]),
+                details["error"],
+                details["traceback"],
+                details["since"],
+                await waiting(link, stream.keys, partition, looks[partition]),
+                mark,
+            )
+        )
+    return found
+
+
+def _all_there(processor: Processor[Any], found: Sequence[Quarantine], partitions: Sequence[int] | None) -> None:
+    missing = sorted(set(partitions or ()) - {one.partition for one in found})
+    if missing:
+        which = ", ".join(map(str, missing))
+        raise NotQuarantined(
+            f'"{processor.name}" is not quarantined in partition {which}. `runnel quarantine list` shows where it is.'
+        )
+
+
+async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine) -> list[Event[Any]]:
+    stream, wanted = processor.stream, {event.encode() for event in quarantine.events}
+    if not wanted:
+        return []
+    first, last = quarantine.events[0].encode(), quarantine.events[-1].encode()
+    found: list[Event[Any]] = []
+    while part := await queries.entries(link, stream.keys, quarantine.partition, first, last):
+        found += [Event(stream.name, quarantine.partition, entry, stream.codec) for entry in part if entry[0] in wanted]
+        first = b"(" + part[-1][0]
+    return found
+
+
+async def _move_behind(link: Link, processor: Processor[Any], quarantine: Quarantine) -> None:
+    """Put the position behind the failed events, unless it is there or further already."""
+    stream, partition = processor.stream, quarantine.partition
+    last = quarantine.events[-1].encode()
+    look = (await scripts.look(link, stream.keys, processor.name, [partition]))[partition]
+    if look.offset is None or parse(look.offset) >= parse(last):
+        return
+    done = await scripts.count_entries(link, stream.keys, partition, look.offset, last)
+    await scripts.reset(link, stream.keys, processor.name, partition, last, look.count + done, expected=look.offset)
+
+
+async def _lift(link: Link, processor: Processor[Any], quarantine: Quarantine) -> bool:
+    """End a quarantine, unless it has ended already, or the partition has failed anew."""
+    return await scripts.park(link, _control(processor), quarantine.partition, quarantine.mark.raw, b"")
+
+
+def _control(processor: Processor[Any]) -> ControlKeys:
+    return ControlKeys.of(processor.stream.app_name, processor.stream.name, processor.name)

@@ -1,0 +1,143 @@
+"""Looking at the events of a stream, decoded, in the order of their ids."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from runnel._core.entry_ids import parse
+from runnel._core.points import point
+from runnel._core.routing import canonical_bytes
+from runnel._redis import queries
+from runnel._redis.groups import server_time
+from runnel._redis.link import REPLY_TIMEOUT, Link
+from runnel.admin.access import chosen_partitions, connected
+from runnel.app import App
+from runnel.events import Event
+from runnel.streams import Stream
+
+__all__ = ["key_of", "tail_of"]
+
+BLOCK = 5.0
+"""Seconds for which the server waits for something new."""
+
+
+async def tail_of(
+    app: App,
+    stream: Stream[Any],
+    *,
+    number: int | None = 10,
+    start: str | None = None,
+    partitions: Sequence[int] | None = None,
+    key: str | None = None,
+    follow: bool = False,
+) -> AsyncIterator[Event[Any]]:
+    """The events of a stream, across partitions in the order of their ids. Changes nothing.
+
+    Arguments:
+        app: the app.
+        stream: the stream.
+        number: the last so many; with ``start``, so many from there on. ``None`` for all.
+        start: where to begin: ``earliest``, ``latest``, an id, a time, or a duration before now such as ``-5m``.
+        partitions: their numbers; ``None`` for all.
+        key: only events with this key, in its canonical text.
+        follow: go on with what is sent from now on, for ever, in the order of arrival.
+
+    Raises:
+        ConfigurationError: ``start`` is no place in a stream, or a partition does not exist.
+        MetadataMismatch: the stream is stored with other properties.
+        RedisUnavailable: Redis cannot be reached.
+    """
+    chosen = chosen_partitions(stream, partitions)
+    async with connected(app) as link:
+        begin = b"-" if start is None else point(start, await server_time(link))
+        await stream.check(link)
+        cursors = {}
+        for partition in chosen:
+            state = await queries.log_state(link, stream.keys, partition)
+            cursors[partition] = b"0-0" if state is None else state.last
+        if begin is not None and (start is not None or number is None):
+            shown = 0
+            async for event in _forwards(link, stream, cursors, begin, key):
+                if shown == number:
+                    break
+                shown += 1
+                yield event
+        elif start is None and number is not None:
+            for event in await _last(link, stream, cursors, number, key):
+                yield event
+        if follow:
+            async for event in _arriving(link, stream, cursors, key):
+                yield event
+
+
+def key_of(stream: Stream[Any], event: Event[Any]) -> str | None:
+    """The partition key of an event in its canonical text; ``None`` if the event cannot be decoded."""
+    try:
+        record = event.record
+        by = stream.partition_by
+        return canonical_bytes(getattr(record, by) if isinstance(by, str) else by(record)).decode(errors="replace")
+    except Exception:  # the record's, or the user's own callable's
+        return None
+
+
+async def _forwards(
+    link: Link, stream: Stream[Any], ends: dict[int, bytes], begin: bytes, key: str | None
+) -> AsyncIterator[Event[Any]]:
+    """From ``begin`` to the ends, merged."""
+    firsts = dict.fromkeys(ends, begin)
+    buffers: dict[int, list[Any]] = {partition: [] for partition in ends}
+    while True:
+        for partition, buffer in buffers.items():
+            if not buffer and firsts[partition]:
+                part = await queries.entries(link, stream.keys, partition, firsts[partition], ends[partition])
+                buffer.extend(reversed(part))
+                firsts[partition] = b"(" + part[-1][0] if part else b""
+        there = [partition for partition, buffer in buffers.items() if buffer]
+        if not there:
+            return
+        earliest = min(there, key=lambda partition: parse(buffers[partition][-1][0]))
+        event = Event(stream.name, earliest, buffers[earliest].pop(), stream.codec)
+        if key is None or key_of(stream, event) == key:
+            yield event
+
+
+async def _last(
+    link: Link, stream: Stream[Any], ends: dict[int, bytes], number: int, key: str | None
+) -> list[Event[Any]]:
+    """The last so many up to the ends."""
+    found: list[Event[Any]] = []
+    for partition, end in ends.items():
+        last, missing = end, number
+        while missing > 0 and (
+            part := await queries.entries_back(
+                link, stream.keys, partition, last, min(number, queries.AT_ONCE) if key is None else queries.AT_ONCE
+            )
+        ):
+            events = [Event(stream.name, partition, entry, stream.codec) for entry in part]
+            fitting = [event for event in events if key is None or key_of(stream, event) == key][:missing]
+            found += fitting
+            missing -= len(fitting)
+            last = b"(" + part[-1][0]
+    return sorted(found, key=lambda event: parse(event.id))[-number:] if number else []
+
+
+async def _arriving(
+    link: Link, stream: Stream[Any], cursors: dict[int, bytes], key: str | None
+) -> AsyncIterator[Event[Any]]:
+    partitions = {stream.keys.log(partition).encode(): partition for partition in cursors}
+    while True:
+        found = await queries.read(
+            link,
+            [stream.keys.log(partition) for partition in cursors],
+            list(cursors.values()),
+            count=queries.AT_ONCE,
+            block=int(BLOCK * 1000),
+            timeout=REPLY_TIMEOUT + BLOCK,
+        )
+        events = []
+        for log, entries in found:
+            partition = partitions[log]
+            cursors[partition] = entries[-1][0]
+            events += [Event(stream.name, partition, entry, stream.codec) for entry in entries]
+        for event in sorted(events, key=lambda event: parse(event.id)):
+            if key is None or key_of(stream, event) == key:
+                yield event

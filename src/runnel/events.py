@@ -94,6 +94,7 @@ class Events(Generic[R]):
         stream: name of the stream.
         partition: number of the partition.
         failure: the exception that is being handled, while middleware finishes because of it; else ``None``.
+        retrying: whether what failed will be tried again, so that its failure is not final.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Events(Generic[R]):
         self.stream = stream
         self.partition = feed.partition
         self.failure: BaseException | None = None
+        self.retrying = False
         self._feed = feed
         self._codec = codec
         self._middleware = middleware
@@ -118,6 +120,19 @@ class Events(Generic[R]):
         self._loops: list[_Loop] = []
         self._current: _Loop | None = None
         self._asked = False
+        self._failures = 0
+        self._failed_behind: bytes | None = None
+        self._failed_size = 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt at the event or batch that comes next or is being processed, beginning with 1.
+
+        Kept in this worker: after a move to another one it begins with 1 again.
+        """
+        # What failed stands right behind the position; as soon as that moves, the failure is overcome. The hot path
+        # has nothing to do for this.
+        return self._failures + 1 if self._feed.done == self._failed_behind else 1
 
     @property
     def token(self) -> int:
@@ -178,6 +193,24 @@ class Events(Generic[R]):
         elif held is not None:
             self._feed.finish(held[0], 1)
 
+    def count_failure(self) -> None:
+        """What is handed out has failed, and will be tried again."""
+        self._failures = self.attempt
+        self._failed_behind = self._feed.done
+        self._failed_size = len(self.held)
+
+    def put_back(self) -> None:
+        """Hand out first what was handed out last and is not acknowledged."""
+        held, self._held = self._held, None
+        if isinstance(held, tuple):
+            self._feed.entries.extendleft(reversed(held))
+        elif held is not None:
+            self._feed.entries.appendleft(held)
+
+    def forget_failures(self) -> None:
+        """The next attempt is the first one."""
+        self._failed_behind = None
+
     async def close(self) -> None:
         """Finish all generators of the last run, the outermost first.
 
@@ -192,6 +225,7 @@ class Events(Generic[R]):
         self._held = None
         self._asked = False
         self.failure = None
+        self.retrying = False
 
     # Sources
 
@@ -261,16 +295,18 @@ class Events(Generic[R]):
             while not feed.entries:
                 if not await feed.ready():
                     return
+            # A batch that failed comes again as the same batch, whatever has arrived since.
+            wanted = min(n, self._failed_size) if self.attempt > 1 and self._failed_size else n
             deadline = clock() + within
             batch: list[RawEntry] = []
             try:
                 while True:
                     buffered = len(feed.entries)
-                    for _ in range(min(n - len(batch), buffered)):
+                    for _ in range(min(wanted - len(batch), buffered)):
                         batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
                     if len(feed.entries) <= feed.prefetch < buffered:
                         feed.on_room(feed)
-                    if len(batch) == n or not await feed.more(deadline):
+                    if len(batch) == wanted or not await feed.more(deadline):
                         break
                 while feed.ended or clock() >= feed.check_at:
                     if not await feed.ready(holding=True):

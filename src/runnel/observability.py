@@ -119,6 +119,17 @@ class LogSubscriber:
                     partition=partition,
                     events=entries,
                 )
+            case i.AttemptFailed(processor, partition, event_ids, attempt, retries, seconds, error):
+                log.warning(
+                    "processing failed; trying again",
+                    processor=processor,
+                    partition=partition,
+                    event_ids=list(event_ids),
+                    attempt=attempt,
+                    retries=retries,
+                    seconds=round(seconds, 3),
+                    error=f"{type(error).__name__}: {error}",
+                )
             case i.PartitionFailed():
                 self._failed(announcement)
             case i.TaskFailed(task, error):
@@ -168,6 +179,7 @@ class LogSubscriber:
             processor=failed.processor,
             partition=failed.partition,
             event_ids=ids,
+            **({"attempt": failed.attempt} if failed.attempt > 1 else {}),
         )
 
     def _with_traceback(self, error: BaseException, event: str, **facts: Any) -> None:

@@ -1,17 +1,21 @@
 """One owned partition: the user's function over its events, from the grant to the release."""
 
 import asyncio
+import random
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+from runnel._core.backoff import delays
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
 from runnel.constants import ExceptionPolicy
-from runnel.errors import ProcessorReturned
+from runnel.errors import DecodeError, ProcessorReturned
 from runnel.events import Events
 from runnel.feed import Feed
 from runnel.instruments import (
     Announcement,
+    AttemptFailed,
     LossDetected,
     PartitionFailed,
     PartitionGained,
@@ -103,6 +107,7 @@ class PartitionConsumer:
         self._rewinding = False
         self._started_at = 0
         self._processed_before = 0
+        self._waits: Iterator[float] = iter(())
         self.task = asyncio.create_task(self._run(), name=f"runnel-{processor.name}-{feed.partition}")
 
     @property
@@ -236,7 +241,7 @@ class PartitionConsumer:
 
         1. Run it.
         2. Finish all middleware, so that it has ended before anything is acknowledged or started again.
-        3. Acknowledge what it took, or follow the exception policy.
+        3. Acknowledge what it took; or wait and try it again; or follow the exception policy.
         """
         events = self._events
         while not self.feed.ended:
@@ -251,6 +256,8 @@ class PartitionConsumer:
                 )
             if failure is None:
                 events.acknowledge()  # 3
+            elif self._may_retry(failure):
+                await self._back_off(failure)  # 3
             else:
                 await self._follow_policy(failure)  # 3
         if self.state is PartitionState.QUARANTINED:
@@ -276,6 +283,7 @@ class PartitionConsumer:
             # The end of the events, in code that calls anext() itself, is no failure.
             failure = None if isinstance(error, StopAsyncIteration) and self.feed.ended else error
         self._events.failure = failure
+        self._events.retrying = failure is not None and self._may_retry(failure)
         return await self._finish_middleware(None) or failure
 
     async def _finish_middleware(self, seconds: float | None) -> BaseException | None:
@@ -291,6 +299,27 @@ class PartitionConsumer:
             return error
         return None
 
+    def _may_retry(self, failure: BaseException) -> bool:
+        """Whether there is another attempt. Bytes that cannot be decoded now cannot be decoded later."""
+        hopeless = isinstance(failure, (DecodeError, ProcessorReturned))
+        return not hopeless and self._events.attempt <= self._processor.retries
+
+    async def _back_off(self, failure: BaseException) -> None:
+        """Wait, and hand out again first what has failed. A drain ends the wait, and nothing is acknowledged."""
+        events, chosen = self._events, self._processor
+        if events.attempt == 1:
+            self._waits = delays(min(chosen.backoff, chosen.backoff_max), chosen.backoff_max, random.random)
+        seconds = next(self._waits)
+        self._owner.announce(
+            AttemptFailed(
+                chosen.name, self.feed.partition, events.held, events.attempt, chosen.retries, seconds, failure
+            )
+        )
+        events.count_failure()
+        await self.feed.pause(seconds)
+        if not self.feed.ended:
+            events.put_back()
+
     async def _follow_policy(self, failure: BaseException) -> None:
         """The function failed with what it holds unacknowledged.
 
@@ -300,12 +329,14 @@ class PartitionConsumer:
         name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
         if isinstance(failure, ProcessorReturned):
             policy = ExceptionPolicy.HALT
-        self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure))
+        attempt = self._events.attempt
+        self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure, attempt))
+        self._events.forget_failures()
         if policy is ExceptionPolicy.IGNORE:
             if held:
                 self._events.acknowledge()
-            elif not self.feed.ended:
-                await asyncio.sleep(RESTART_DELAY)
+            else:
+                await self.feed.pause(RESTART_DELAY)
             return
         self.feed.end()
         self._owner.reading(self.feed, False)

@@ -48,7 +48,7 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
             try:
                 yield x
             except GeneratorExit:
-                if events.failure is not None:
+                if events.failure is not None and not events.retrying:
                     for event in x if isinstance(x, list) else [x]:
                         await self._forward(event, events)
                 raise

@@ -17,7 +17,7 @@ from runnel._redis.producer import Limits
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
-from runnel.instruments import Instruments
+from runnel.instruments import Announcement, Instruments
 from runnel.interfaces import Compressor, Middleware, Serializer
 from runnel.outbox import Outbox
 from runnel.processors import Processor
@@ -354,6 +354,10 @@ class App:
         if name in self.streams:
             return self.streams[name]
         return self._add_stream(name, stream.record, stream.partition_by, stream.options)
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell the subscribers of the app's instruments."""
+        self.instruments.announce(announcement)
 
     def _add_task(self, task: BackgroundTask) -> None:
         if not asyncio.iscoroutinefunction(task.function):

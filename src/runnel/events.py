@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from runnel._core.meters import Meter
 from runnel.codecs import HEADER, Codec
 from runnel.feed import Feed, RawEntry
 from runnel.interfaces import Middleware
@@ -106,6 +107,7 @@ class Events(Generic[R]):
         middleware: Sequence[Middleware],
         *,
         commit_each: bool,
+        meter: Meter | None,
     ) -> None:
         self.processor = processor
         self.stream = stream
@@ -120,6 +122,9 @@ class Events(Generic[R]):
         self._loops: list[_Loop] = []
         self._current: _Loop | None = None
         self._asked = False
+        self._meter = meter
+        self._began = 0.0
+        self._durations: list[float] = []
         self._failures = 0
         self._failed_behind: bytes | None = None
         self._failed_size = 0
@@ -192,6 +197,12 @@ class Events(Generic[R]):
             self._feed.finish(held[-1][0], len(held))
         elif held is not None:
             self._feed.finish(held[0], 1)
+        if held is not None and self._meter is not None and self.failure is None:
+            duration = _monotonic() - self._began
+            if isinstance(held, tuple):
+                self._meter.batch(duration, [entry[0] for entry in held], time.time())
+            else:
+                self._durations.append(duration)
 
     def count_failure(self) -> None:
         """What is handed out has failed, and will be tried again."""
@@ -217,6 +228,7 @@ class Events(Generic[R]):
         Raises:
             Exception: whatever a finaliser raises; the others have finished all the same.
         """
+        self._measure()
         loops, self._loops, self._current = self._loops, [], None
         await _finish([generator for loop in loops for generator in loop])
 
@@ -226,6 +238,13 @@ class Events(Generic[R]):
         self._asked = False
         self.failure = None
         self.retrying = False
+
+    def _measure(self) -> None:
+        """Count what was processed since the last time."""
+        durations = self._durations
+        if durations and self._meter is not None:
+            self._meter.events(durations, self._feed.done, time.time())
+            durations.clear()
 
     # Sources
 
@@ -254,6 +273,7 @@ class Events(Generic[R]):
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
         entries, room = feed.entries, feed.prefetch
+        measured, durations = self._meter is not None, self._durations
         await self._begin(loop)
         while True:
             held = self._held
@@ -264,28 +284,36 @@ class Events(Generic[R]):
                 if not feed.dirty:
                     feed.dirty = True
                     feed.on_done(feed)
+                if measured:
+                    durations.append(clock() - self._began)
                 if self._commit_each:
                     await feed.flush(feed)
-            while not entries or clock() >= feed.check_at:
+            while not entries or (now := clock()) >= feed.check_at:
+                if durations:
+                    self._measure()
                 if not await feed.ready():
                     return
             entry = entries.popleft()
             if len(entries) == room:
                 feed.on_room(feed)
             self._held = entry
+            if measured:
+                self._began = now
             yield decode(entry[1])
 
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
         while await self._settle():
-            while not feed.entries or clock() >= feed.check_at:
+            while not feed.entries or (now := clock()) >= feed.check_at:
+                self._measure()
                 if not await feed.ready():
                     return
             entry = feed.entries.popleft()
             if len(feed.entries) == feed.prefetch:
                 feed.on_room(feed)
             self._held = entry
+            self._began = now
             yield Event(self.stream, self.partition, entry, self._codec)
 
     async def _batches(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[tuple[RawEntry, ...], None]:
@@ -317,6 +345,7 @@ class Events(Generic[R]):
                 raise
             held = tuple(batch)
             self._held = held
+            self._began = clock()
             yield held
 
     async def _settle(self) -> bool:

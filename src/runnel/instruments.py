@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "Announcement",
     "AttemptFailed",
+    "DeadLettered",
     "Instruments",
     "LossDetected",
     "MemberEvicted",
@@ -162,6 +163,17 @@ class PartitionFailed(Announcement):
     policy: str
     error: BaseException
     attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered(Announcement):
+    """A failed event is in the stream for dead letters. ``source`` is the stream it comes from."""
+
+    processor: str
+    source: str
+    partition: int
+    event_id: str
+    sink: str
 
 
 @dataclass(frozen=True, slots=True)

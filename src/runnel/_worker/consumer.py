@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from structlog.contextvars import bind_contextvars
+
 from runnel._core.backoff import delays
+from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
 from runnel.constants import ExceptionPolicy
@@ -76,6 +79,7 @@ class PartitionConsumer:
         *,
         quarantined: bool,
         after: frozenset[asyncio.Task[None]],
+        meter: Meter | None,
     ) -> None:
         """Arguments:
         owner: the member.
@@ -83,6 +87,7 @@ class PartitionConsumer:
         feed: not yet begun.
         quarantined: the partition is marked as poisoned: hold it, and do not process it.
         after: the consumers that had this partition before in this worker and have not ended yet.
+        meter: measures the processing, if it is to be measured.
         """
         self._owner = owner
         self._processor = processor
@@ -97,6 +102,7 @@ class PartitionConsumer:
             processor.stream.codec,
             processor.middleware,
             commit_each=processor.commit == "each",
+            meter=meter,
         )
         self._drain_wanted = asyncio.Event()
         self._woken = asyncio.Event()  # out of the quarantine, by a drain or a resume
@@ -113,7 +119,12 @@ class PartitionConsumer:
     @property
     def in_flight(self) -> int:
         """How many events are being processed."""
-        return len(self._events.held)
+        return len(self.held)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The ids of the events that are being processed."""
+        return self._events.held
 
     @property
     def processed(self) -> int:
@@ -176,6 +187,8 @@ class PartitionConsumer:
         4. Commit what was finished.
         5. Release.
         """
+        # What the user's code logs by structlog says where it comes from.
+        bind_contextvars(processor=self._processor.name, partition=self.feed.partition)
         try:
             if self._after:
                 await asyncio.wait(self._after)  # 1

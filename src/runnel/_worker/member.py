@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState
 from runnel._core.reconcile import reconcile
 from runnel._redis import scripts
@@ -51,6 +52,8 @@ class Member:
         holder: the seat, shared with the heartbeat thread.
         processed: events acknowledged in partitions that are not ours any more.
         released: partitions handed back.
+        rebalances: assignments that this member has seen.
+        meter: measures the processing, if it is to be measured.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Member:
         settings: Settings,
         instruments: Instruments,
         halt: Callable[[str, BaseException], None],
+        *,
+        measured: bool = False,
     ) -> None:
         """Arguments:
         name: of the worker, and so of its members.
@@ -69,12 +74,16 @@ class Member:
         settings: of the app.
         instruments: where to announce.
         halt: stops the worker because of an error.
+        measured: whether to measure the processing.
         """
         stream = processor.stream
         self.processor = processor
         self._halt = halt
         self.processed = 0
         self.released = 0
+        self.rebalances = 0
+        self.meter = Meter() if measured else None
+        self._epoch = ""
         self._instruments = instruments
         control = ControlKeys.of(settings.name, stream.name, processor.name)
         self.holder = Holder(
@@ -93,6 +102,16 @@ class Member:
     def in_flight(self) -> int:
         """How many events are being processed."""
         return sum(consumer.in_flight for consumer in self._consumers.values())
+
+    @property
+    def consumers(self) -> tuple[PartitionConsumer, ...]:
+        """What runs now; from any thread."""
+        return tuple(self._consumers.values())
+
+    @property
+    def commits(self) -> int:
+        """Positions that were committed."""
+        return self._committer.commits
 
     def start(self, heartbeats: Heartbeats) -> None:
         """Read and commit for what will be granted."""
@@ -134,6 +153,9 @@ class Member:
             for consumer in tuple(self._consumers.values()):
                 consumer.lose("evicted from the group")
             return
+        if beat.epoch != self._epoch:
+            self._epoch = beat.epoch
+            self.rebalances += 1
         for consumer in self._consumers.values():
             if consumer.feed.suspended:
                 consumer.feed.poke()
@@ -173,7 +195,9 @@ class Member:
         ending = self._ending.setdefault(partition, set())
         if partition in self._consumers:
             ending.add(self._consumers[partition].task)
-        consumer = PartitionConsumer(self, self.processor, feed, quarantined=quarantined, after=frozenset(ending))
+        consumer = PartitionConsumer(
+            self, self.processor, feed, quarantined=quarantined, after=frozenset(ending), meter=self.meter
+        )
         self._consumers[partition] = consumer
         consumer.task.add_done_callback(lambda task: self._ended(consumer, task))
 

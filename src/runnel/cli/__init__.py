@@ -6,9 +6,11 @@ from importlib import metadata
 import typer
 
 from runnel.cli.demonstration import demo
+from runnel.cli.developing import dev
 from runnel.cli.processors import processor_app
-from runnel.cli.running import dev, server, worker
+from runnel.cli.running import worker
 from runnel.cli.sending import send, sendmany
+from runnel.cli.serving import server
 
 __all__ = ["app", "demo", "dev", "main", "send", "sendmany", "server", "worker"]
 

@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from runnel.errors import RecordError
 from runnel.events import Event, Events
+from runnel.instruments import DeadLettered
 from runnel.interfaces import Middleware
 from runnel.records import Record
 from runnel.streams import Stream
@@ -63,6 +64,9 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
                 "source": f"{event.stream}/{event.partition}/{event.id}",
             },
             origin=f"{events.processor}/{event.stream}/{event.partition}/{event.id}",
+        )
+        self.sink.outlet.announce(
+            DeadLettered(events.processor, event.stream, event.partition, event.id, self.sink.name)
         )
 
     def _partition(self, event: Event[R]) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from runnel._core.meters import Meter
+from runnel._core.meters import Meter, Stopwatch
 from runnel.codecs import HEADER, Codec
 from runnel.feed import Feed, RawEntry
 from runnel.interfaces import Middleware
@@ -123,8 +123,8 @@ class Events(Generic[R]):
         self._current: _Loop | None = None
         self._asked = False
         self._meter = meter
+        self._watch = None if meter is None else Stopwatch(meter, _epoch)
         self._began = 0.0
-        self._durations: list[float] = []
         self._failures = 0
         self._failed_behind: bytes | None = None
         self._failed_size = 0
@@ -197,12 +197,11 @@ class Events(Generic[R]):
             self._feed.finish(held[-1][0], len(held))
         elif held is not None:
             self._feed.finish(held[0], 1)
-        if held is not None and self._meter is not None and self.failure is None:
-            duration = _monotonic() - self._began
+        if self._meter is not None and self.failure is None:
             if isinstance(held, tuple):
-                self._meter.batch(duration, [entry[0] for entry in held], time.time())
+                self._meter.batch(_monotonic() - self._began, [entry[0] for entry in held], time.time())
             else:
-                self._durations.append(duration)
+                self._end_run()
 
     def count_failure(self) -> None:
         """What is handed out has failed, and will be tried again."""
@@ -228,7 +227,8 @@ class Events(Generic[R]):
         Raises:
             Exception: whatever a finaliser raises; the others have finished all the same.
         """
-        self._measure()
+        if self.failure is not None and self._watch is not None and self._watch.stamps:
+            self._watch.fail(self._feed.done, _monotonic())
         loops, self._loops, self._current = self._loops, [], None
         await _finish([generator for loop in loops for generator in loop])
 
@@ -239,12 +239,15 @@ class Events(Generic[R]):
         self.failure = None
         self.retrying = False
 
-    def _measure(self) -> None:
-        """Count what was processed since the last time."""
-        durations = self._durations
-        if durations and self._meter is not None:
-            self._meter.events(durations, self._feed.done, time.time())
-            durations.clear()
+    def measure(self) -> None:
+        """Count what was processed and is not counted yet."""
+        if self._watch is not None:
+            self._watch.count()
+
+    def _end_run(self) -> None:
+        """Everything that was handed out is done."""
+        if self._watch is not None and self._watch.stamps:
+            self._watch.end(self._feed.done, _monotonic())
 
     # Sources
 
@@ -273,7 +276,8 @@ class Events(Generic[R]):
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
         entries, room = feed.entries, feed.prefetch
-        measured, durations = self._meter is not None, self._durations
+        watch = self._watch
+        stamps = None if watch is None else watch.stamps
         await self._begin(loop)
         while True:
             held = self._held
@@ -284,21 +288,21 @@ class Events(Generic[R]):
                 if not feed.dirty:
                     feed.dirty = True
                     feed.on_done(feed)
-                if measured:
-                    durations.append(clock() - self._began)
                 if self._commit_each:
                     await feed.flush(feed)
             while not entries or (now := clock()) >= feed.check_at:
-                if durations:
-                    self._measure()
+                if stamps:
+                    self._end_run()
                 if not await feed.ready():
                     return
             entry = entries.popleft()
             if len(entries) == room:
                 feed.on_room(feed)
             self._held = entry
-            if measured:
-                self._began = now
+            if stamps:
+                stamps.append(now)
+            elif watch is not None:
+                watch.begin(entry[0], now)
             yield decode(entry[1])
 
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
@@ -306,14 +310,18 @@ class Events(Generic[R]):
         await self._begin(loop)
         while await self._settle():
             while not feed.entries or (now := clock()) >= feed.check_at:
-                self._measure()
+                self._end_run()
                 if not await feed.ready():
                     return
             entry = feed.entries.popleft()
             if len(feed.entries) == feed.prefetch:
                 feed.on_room(feed)
             self._held = entry
-            self._began = now
+            if self._watch is not None:
+                if self._watch.stamps:
+                    self._watch.stamps.append(now)
+                else:
+                    self._watch.begin(entry[0], now)
             yield Event(self.stream, self.partition, entry, self._codec)
 
     async def _batches(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[tuple[RawEntry, ...], None]:
@@ -350,8 +358,13 @@ class Events(Generic[R]):
 
     async def _settle(self) -> bool:
         """Acknowledge what the loop has finished. True, so that it can head a loop."""
-        if self._held is not None:
-            self.acknowledge()
+        held = self._held
+        if held is not None:
+            if isinstance(held, tuple):
+                self.acknowledge()
+            else:
+                self._held = None
+                self._feed.finish(held[0], 1)
             if self._commit_each:
                 await self._feed.flush(self._feed)
         return True
@@ -389,6 +402,11 @@ class Batches(Generic[R]):
 async def _record_of_each(parent: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     async for x in parent:
         yield [event.record for event in x] if isinstance(x, list) else x.record
+
+
+def _epoch(monotonic: float) -> float:
+    """The time of day, in seconds since the epoch, for a monotonic one."""
+    return time.time() - _monotonic() + monotonic
 
 
 def _track(loop: _Loop, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -131,6 +131,10 @@ class PartitionConsumer:
         """How many events were acknowledged under this token."""
         return self._processed_before + self.feed.count - self._started_at
 
+    def measure(self) -> None:
+        """Count in the meter what was processed and is not counted yet."""
+        self._events.measure()
+
     # What the member says
 
     def drain(self) -> None:

@@ -30,6 +30,10 @@ LOSSES_INTERVAL = 10.0
 """Seconds. A look costs the server about 12 µs per partition (Redis 7.0.15)."""
 
 
+MEASURE_INTERVAL = 0.5
+"""Seconds that a metric may be behind; far below the interval of any scrape."""
+
+
 def seat(keys: ControlKeys, member: str, partition_count: int, settings: Settings) -> Seat:
     """The terms of a member, from the settings."""
     return Seat(
@@ -121,6 +125,8 @@ class Member:
             asyncio.create_task(self._committer.run(), name=f"runnel-committer-{self.processor.name}"),
             asyncio.create_task(self._look_for_losses(), name=f"runnel-losses-{self.processor.name}"),
         ]
+        if self.meter is not None:
+            self._loops.append(asyncio.create_task(self._measure(), name=f"runnel-meter-{self.processor.name}"))
 
     async def drain(self) -> None:
         """Hand everything back in good order. Ends when nothing is held any more."""
@@ -203,6 +209,7 @@ class Member:
 
     def _ended(self, consumer: PartitionConsumer, task: asyncio.Task[None]) -> None:
         partition = consumer.feed.partition
+        consumer.measure()
         self.processed += consumer.processed
         if self._consumers.get(partition) is consumer:
             del self._consumers[partition]
@@ -210,6 +217,13 @@ class Member:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.announce(PartitionFailed(self.processor.name, partition, (), "halt", error))
             self._halt(self.processor.name, error)  # a bug of ours: better to stop than to go on without a partition
+
+    async def _measure(self) -> None:
+        """Have counted what idle partitions have processed last; busy ones see to that themselves."""
+        while True:
+            await asyncio.sleep(MEASURE_INTERVAL)
+            for consumer in self.consumers:
+                consumer.measure()
 
     async def _look_for_losses(self) -> None:
         """Notice entries that were removed unread while we run; `acquire` notices those that were before."""

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from judge import Violation
 from laboratory import CORRECT, Laboratory, Mutant
 from mutants import MUTANTS
@@ -87,7 +94,9 @@ class Schedule(RuleBasedStateMachine):
         if member := self.member(n):
             member.step(what, reply)
 
-    @rule(n=st.integers(0, 1), partition=partitions, number=st.integers(1, 4), reply=replies, gives_up=st.integers(0, 9))
+    @rule(
+        n=st.integers(0, 1), partition=partitions, number=st.integers(1, 4), reply=replies, gives_up=st.integers(0, 9)
+    )
     def append(self, n: int, partition: int, number: int, reply: Reply, gives_up: int) -> None:
         if gives_up == 9:
             self.world.producers[n].forget()

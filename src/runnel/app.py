@@ -17,7 +17,7 @@ from runnel._redis.producer import Limits
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
-from runnel.instruments import Instruments
+from runnel.instruments import Announcement, Instruments
 from runnel.interfaces import Compressor, Middleware, Serializer
 from runnel.outbox import Outbox
 from runnel.processors import Processor
@@ -146,6 +146,9 @@ class App:
         *,
         name: str | None = None,
         exception_policy: ExceptionPolicy | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        backoff_max: float | None = None,
         middleware: Sequence[Middleware] = (),
         prefetch_count: int | None = None,
         commit: str | None = None,
@@ -157,6 +160,9 @@ class App:
             stream: what to process.
             name: unique within the app; positions are kept under it. Default: the function's name.
             exception_policy: what becomes of a partition when the function raises.
+            retries: how often a failing event or batch is tried again before that, while its partition waits.
+            backoff: seconds before the first of these attempts, at most. Doubles with each one, with jitter.
+            backoff_max: the longest wait before an attempt, in seconds.
             middleware: runs around the events, the first one nearest to the source.
             prefetch_count: events read at a time per partition.
             commit: ``auto`` or ``each``, see :class:`runnel.settings.Settings`.
@@ -177,6 +183,9 @@ class App:
                 )
             given = {
                 "exception_policy": exception_policy,
+                "retries": retries,
+                "backoff": backoff,
+                "backoff_max": backoff_max,
                 "prefetch_count": prefetch_count,
                 "commit": commit,
                 "grace_period": grace_period,
@@ -187,6 +196,9 @@ class App:
                 stream,
                 function,
                 chosen.exception_policy,
+                chosen.retries,
+                chosen.backoff,
+                chosen.backoff_max,
                 tuple(middleware),
                 chosen.prefetch_count,
                 chosen.commit,
@@ -343,6 +355,10 @@ class App:
         if name in self.streams:
             return self.streams[name]
         return self._add_stream(name, stream.record, stream.partition_by, stream.options)
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell the subscribers of the app's instruments."""
+        self.instruments.announce(announcement)
 
     def _add_task(self, task: BackgroundTask) -> None:
         if not asyncio.iscoroutinefunction(task.function):

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from runnel._core.meters import Meter, Stopwatch
 from runnel.codecs import HEADER, Codec
 from runnel.feed import Feed, RawEntry
 from runnel.interfaces import Middleware
@@ -94,6 +95,7 @@ class Events(Generic[R]):
         stream: name of the stream.
         partition: number of the partition.
         failure: the exception that is being handled, while middleware finishes because of it; else ``None``.
+        retrying: whether what failed will be tried again, so that its failure is not final.
     """
 
     def __init__(
@@ -105,11 +107,13 @@ class Events(Generic[R]):
         middleware: Sequence[Middleware],
         *,
         commit_each: bool,
+        meter: Meter | None,
     ) -> None:
         self.processor = processor
         self.stream = stream
         self.partition = feed.partition
         self.failure: BaseException | None = None
+        self.retrying = False
         self._feed = feed
         self._codec = codec
         self._middleware = middleware
@@ -118,6 +122,22 @@ class Events(Generic[R]):
         self._loops: list[_Loop] = []
         self._current: _Loop | None = None
         self._asked = False
+        self._meter = meter
+        self._watch = None if meter is None else Stopwatch(meter, _epoch)
+        self._began = 0.0
+        self._failures = 0
+        self._failed_behind: bytes | None = None
+        self._failed_size = 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt at the event or batch that comes next or is being processed, beginning with 1.
+
+        Kept in this worker: after a move to another one it begins with 1 again.
+        """
+        # What failed stands right behind the position; as soon as that moves, the failure is overcome. The hot path
+        # has nothing to do for this.
+        return self._failures + 1 if self._feed.done == self._failed_behind else 1
 
     @property
     def token(self) -> int:
@@ -177,6 +197,29 @@ class Events(Generic[R]):
             self._feed.finish(held[-1][0], len(held))
         elif held is not None:
             self._feed.finish(held[0], 1)
+        if self._meter is not None and self.failure is None:
+            if isinstance(held, tuple):
+                self._meter.batch(_monotonic() - self._began, [entry[0] for entry in held], time.time())
+            else:
+                self._end_run()
+
+    def count_failure(self) -> None:
+        """What is handed out has failed, and will be tried again."""
+        self._failures = self.attempt
+        self._failed_behind = self._feed.done
+        self._failed_size = len(self.held)
+
+    def put_back(self) -> None:
+        """Hand out first what was handed out last and is not acknowledged."""
+        held, self._held = self._held, None
+        if isinstance(held, tuple):
+            self._feed.entries.extendleft(reversed(held))
+        elif held is not None:
+            self._feed.entries.appendleft(held)
+
+    def forget_failures(self) -> None:
+        """The next attempt is the first one."""
+        self._failed_behind = None
 
     async def close(self) -> None:
         """Finish all generators of the last run, the outermost first.
@@ -184,6 +227,8 @@ class Events(Generic[R]):
         Raises:
             Exception: whatever a finaliser raises; the others have finished all the same.
         """
+        if self.failure is not None and self._watch is not None and self._watch.stamps:
+            self._watch.fail(self._feed.done, _monotonic())
         loops, self._loops, self._current = self._loops, [], None
         await _finish([generator for loop in loops for generator in loop])
 
@@ -192,6 +237,17 @@ class Events(Generic[R]):
         self._held = None
         self._asked = False
         self.failure = None
+        self.retrying = False
+
+    def measure(self) -> None:
+        """Count what was processed and is not counted yet."""
+        if self._watch is not None:
+            self._watch.count()
+
+    def _end_run(self) -> None:
+        """Everything that was handed out is done."""
+        if self._watch is not None and self._watch.stamps:
+            self._watch.end(self._feed.done, _monotonic())
 
     # Sources
 
@@ -220,6 +276,8 @@ class Events(Generic[R]):
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
         entries = feed.entries
+        watch = self._watch
+        stamps = None if watch is None else watch.stamps
         await self._begin(loop)
         while True:
             held = self._held
@@ -232,26 +290,38 @@ class Events(Generic[R]):
                     feed.on_done(feed)
                 if self._commit_each:
                     await feed.flush(feed)
-            while not entries or clock() >= feed.check_at:
+            while not entries or (now := clock()) >= feed.check_at:
+                if stamps:
+                    self._end_run()
                 if not await feed.ready():
                     return
             entry = entries.popleft()
             if len(entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
+            if stamps:
+                stamps.append(now)
+            elif watch is not None:
+                watch.begin(entry[0], now)
             yield decode(entry[1])
 
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
         while await self._settle():
-            while not feed.entries or clock() >= feed.check_at:
+            while not feed.entries or (now := clock()) >= feed.check_at:
+                self._end_run()
                 if not await feed.ready():
                     return
             entry = feed.entries.popleft()
             if len(feed.entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
+            if self._watch is not None:
+                if self._watch.stamps:
+                    self._watch.stamps.append(now)
+                else:
+                    self._watch.begin(entry[0], now)
             yield Event(self.stream, self.partition, entry, self._codec)
 
     async def _batches(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[tuple[RawEntry, ...], None]:
@@ -261,16 +331,18 @@ class Events(Generic[R]):
             while not feed.entries:
                 if not await feed.ready():
                     return
+            # A batch that failed comes again as the same batch, whatever has arrived since.
+            wanted = min(n, self._failed_size) if self.attempt > 1 and self._failed_size else n
             deadline = clock() + within
             batch: list[RawEntry] = []
             try:
                 while True:
                     buffered = len(feed.entries)
-                    for _ in range(min(n - len(batch), buffered)):
+                    for _ in range(min(wanted - len(batch), buffered)):
                         batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
                     if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
-                    if len(batch) == n or not await feed.more(deadline):
+                    if len(batch) == wanted or not await feed.more(deadline):
                         break
                 while feed.ended or clock() >= feed.check_at:
                     if not await feed.ready(holding=True):
@@ -281,12 +353,18 @@ class Events(Generic[R]):
                 raise
             held = tuple(batch)
             self._held = held
+            self._began = clock()
             yield held
 
     async def _settle(self) -> bool:
         """Acknowledge what the loop has finished. True, so that it can head a loop."""
-        if self._held is not None:
-            self.acknowledge()
+        held = self._held
+        if held is not None:
+            if isinstance(held, tuple):
+                self.acknowledge()
+            else:
+                self._held = None
+                self._feed.finish(held[0], 1)
             if self._commit_each:
                 await self._feed.flush(self._feed)
         return True
@@ -324,6 +402,11 @@ class Batches(Generic[R]):
 async def _record_of_each(parent: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     async for x in parent:
         yield [event.record for event in x] if isinstance(x, list) else x.record
+
+
+def _epoch(monotonic: float) -> float:
+    """The time of day, in seconds since the epoch, for a monotonic one."""
+    return time.time() - _monotonic() + monotonic
 
 
 def _track(loop: _Loop, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from runnel._core.lease import Lease
@@ -167,6 +168,15 @@ class Feed:
             else:
                 await self._arrival()
         return False
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for so long, or until nothing more is handed out."""
+        until = _monotonic() + seconds
+        while not self.ended and (remaining := until - _monotonic()) > 0:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(remaining):
+                    await self._arrived.wait()
 
     async def more(self, deadline: float) -> bool:
         """Wait for an entry until ``deadline`` (monotonic). False if there is none, or nothing more is handed out."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Announcement",
+    "AttemptFailed",
+    "DeadLettered",
     "Instruments",
     "LossDetected",
     "MemberEvicted",
@@ -138,14 +140,42 @@ class LossDetected(Announcement):
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptFailed(Announcement):
+    """The user's function raised; the same events are tried again after ``seconds``. ``attempt`` begins with 1."""
+
+    processor: str
+    partition: int
+    event_ids: tuple[str, ...]
+    attempt: int
+    retries: int
+    seconds: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionFailed(Announcement):
-    """The user's function raised, or an event could not be decoded. ``policy`` says what is done about it."""
+    """The user's function raised, or an event could not be decoded, and is not tried again.
+
+    ``policy`` says what is done about it, ``attempt`` how often it was tried.
+    """
 
     processor: str
     partition: int
     event_ids: tuple[str, ...]
     policy: str
     error: BaseException
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered(Announcement):
+    """A failed event is in the stream for dead letters. ``source`` is the stream it comes from."""
+
+    processor: str
+    source: str
+    partition: int
+    event_id: str
+    sink: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The only module that configures logging, and only when a command asks for it: th
 """
 
 import asyncio
+import contextvars
 import logging
 import sys
 from collections import Counter
@@ -21,30 +22,49 @@ GATHER = 0.05
 """Seconds within which the partitions of one rebalance arrive, to be logged in one line."""
 
 
-def configure_logging(level: str, form: str, *, colors: bool) -> None:
-    """Log to stderr.
+def configure_logging(level: str, form: str, *, colors: bool, process: int | None = None) -> None:
+    """Log to stderr, by structlog and by ``logging`` alike; but leave alone what the app has configured itself.
 
     Arguments:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         form: ``console`` for people or ``json`` for machines.
         colors: whether the console can show them.
+        process: number of this process among those of a supervisor, to be in each line.
     """
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
+    number = logging.getLevelNamesMapping()[level.upper()]
+
+    def add_process(_logger: Any, _method: str, event: Any) -> Any:
+        return event if process is None else event | {"process": process}
+
+    common: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso" if form == "json" else "%H:%M:%S.%f", utc=form == "json"),
+        add_process,
+    ]
+    rendering: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30, sort_keys=False)
+        else [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30, sort_keys=False)]
     )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso" if form == "json" else "%H:%M:%S.%f", utc=form == "json"),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[*common, *rendering],
+            wrapper_class=structlog.make_filtering_bound_logger(number),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            cache_logger_on_first_use=False,
+        )
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                foreign_pre_chain=[*common, structlog.stdlib.ExtraAdder()], processors=[remove_meta, *rendering]
+            )
+        )
+        root.addHandler(handler)
+        root.setLevel(number)
 
 
 class LogSubscriber:
@@ -64,7 +84,10 @@ class LogSubscriber:
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, announcement: i.Announcement) -> None:
-        """Log an announcement."""
+        """Log an announcement; without what is bound where it was announced, since it names its facts itself."""
+        contextvars.Context().run(self._write, announcement)
+
+    def _write(self, announcement: i.Announcement) -> None:
         log = self._log
         match announcement:
             case i.WorkerStarted(worker, processors):
@@ -109,6 +132,17 @@ class LogSubscriber:
                     partition=partition,
                     events=entries,
                 )
+            case i.AttemptFailed(processor, partition, event_ids, attempt, retries, seconds, error):
+                log.warning(
+                    "processing failed; trying again",
+                    processor=processor,
+                    partition=partition,
+                    event_ids=list(event_ids),
+                    attempt=attempt,
+                    retries=retries,
+                    seconds=round(seconds, 3),
+                    error=f"{type(error).__name__}: {error}",
+                )
             case i.PartitionFailed():
                 self._failed(announcement)
             case i.TaskFailed(task, error):
@@ -145,6 +179,10 @@ class LogSubscriber:
         """Log something that is not announced."""
         self._log.warning(event)
 
+    def note(self, event: str, **facts: Any) -> None:
+        """Log something that is not announced and is as it should be."""
+        self._log.info(event, **facts)
+
     def _failed(self, failed: i.PartitionFailed) -> None:
         done = {
             "halt": "processing failed; the worker stops",
@@ -158,6 +196,7 @@ class LogSubscriber:
             processor=failed.processor,
             partition=failed.partition,
             event_ids=ids,
+            **({"attempt": failed.attempt} if failed.attempt > 1 else {}),
         )
 
     def _with_traceback(self, error: BaseException, event: str, **facts: Any) -> None:

@@ -26,6 +26,9 @@ class Processor(Generic[R]):
         stream: what it processes.
         function: run once per partition.
         exception_policy: what becomes of a partition when the function raises.
+        retries: how often a failing event or batch is tried again before that.
+        backoff: seconds before the first of these attempts, at most; doubles with each.
+        backoff_max: the longest wait before an attempt, in seconds.
         middleware: from the source outwards.
         prefetch_count: events read at a time per partition.
         commit: ``auto`` or ``each``.
@@ -36,6 +39,9 @@ class Processor(Generic[R]):
     stream: Stream[R]
     function: Callable[[Events[R]], Awaitable[Any]]
     exception_policy: ExceptionPolicy
+    retries: int
+    backoff: float
+    backoff_max: float
     middleware: Sequence[Middleware]
     prefetch_count: int
     commit: str

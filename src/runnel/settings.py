@@ -83,6 +83,16 @@ class Settings(BaseSettings):
     exception_policy: ExceptionPolicy = ExceptionPolicy.HALT
     """What becomes of a partition whose processing fails."""
 
+    retries: int = Field(0, ge=0)
+    """How often a failing event or batch is tried again before the exception policy applies."""
+
+    backoff: float = Field(0.5, gt=0)
+    """The longest that the first of these attempts waits. It doubles with each one; a random part of up to a half is
+    taken off."""
+
+    backoff_max: float = Field(30.0, gt=0)
+    """The longest wait before an attempt."""
+
     prefetch_count: int = Field(8, ge=1)
     """Events read from Redis at a time per partition. A processor that is faster than that is read for in larger steps,
     of up to 128 events. Up to twice as many as are read at a time wait in a worker."""

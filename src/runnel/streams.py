@@ -13,6 +13,7 @@ from runnel._redis.queries import metadata
 from runnel._redis.scripts import declare
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
 from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
+from runnel.instruments import Announcement
 from runnel.interfaces import Compressor, Serializer
 from runnel.records import Record
 
@@ -32,6 +33,9 @@ class Outlet(Protocol):
 
     def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
         """The stream ``name`` with the properties of another; declared if it is not yet."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell who wants to know what happens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,11 @@ class Verdicts(Protocol):
 
 
 class Committer:
-    """Takes the progress of the feeds of one member to Redis."""
+    """Takes the progress of the feeds of one member to Redis.
+
+    Attributes:
+        commits: positions that were committed.
+    """
 
     def __init__(
         self, link: Link, keys: StreamKeys, processor: str, member: str, verdicts: Verdicts, instruments: Instruments
@@ -35,6 +39,7 @@ class Committer:
         self._member = member
         self._verdicts = verdicts
         self._instruments = instruments
+        self.commits = 0
         self._progressed: list[Feed] = []
         self._probes: set[Feed] = set()
         self._wanted = asyncio.Event()
@@ -102,6 +107,7 @@ class Committer:
             return  # it was set back, or lost, while the answer was on its way
         if status in (CommitStatus.OK, CommitStatus.DUP):
             feed.committed = item.offset
+            self.commits += 1
             return
         feed.stale = True
         if status is CommitStatus.FENCED:

@@ -2,17 +2,24 @@
 
 import asyncio
 import math
+import random
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+from structlog.contextvars import bind_contextvars
+
+from runnel._core.backoff import delays
+from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
 from runnel.constants import ExceptionPolicy
-from runnel.errors import ProcessorReturned
+from runnel.errors import DecodeError, ProcessorReturned
 from runnel.events import Events
 from runnel.feed import Feed
 from runnel.instruments import (
     Announcement,
+    AttemptFailed,
     LossDetected,
     PartitionFailed,
     PartitionGained,
@@ -74,6 +81,7 @@ class PartitionConsumer:
         quarantined: bool,
         paused: bool,
         after: frozenset[asyncio.Task[None]],
+        meter: Meter | None,
     ) -> None:
         """Arguments:
         owner: the member.
@@ -82,6 +90,7 @@ class PartitionConsumer:
         quarantined: the partition is marked as poisoned: hold it, and do not process it.
         paused: somebody has paused the processor: the same.
         after: the consumers that had this partition before in this worker and have not ended yet.
+        meter: measures the processing, if it is to be measured.
         """
         self._owner = owner
         self._processor = processor
@@ -97,6 +106,7 @@ class PartitionConsumer:
             processor.stream.codec,
             processor.middleware,
             commit_each=processor.commit == "each",
+            meter=meter,
         )
         self._drain_wanted = asyncio.Event()
         self._woken = asyncio.Event()  # not parked any more, by a drain or a resume
@@ -108,12 +118,18 @@ class PartitionConsumer:
         self._rewinding = False
         self._started_at = 0
         self._processed_before = 0
+        self._waits: Iterator[float] = iter(())
         self.task = asyncio.create_task(self._run(), name=f"runnel-{processor.name}-{feed.partition}")
 
     @property
     def in_flight(self) -> int:
         """How many events are handed out and not acknowledged."""
-        return len(self._events.held)
+        return len(self.held)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Their ids."""
+        return self._events.held
 
     @property
     def in_progress(self) -> str:
@@ -125,6 +141,10 @@ class PartitionConsumer:
     def processed(self) -> int:
         """How many events were acknowledged under this token."""
         return self._processed_before + self.feed.count - self._started_at
+
+    def measure(self) -> None:
+        """Count in the meter what was processed and is not counted yet."""
+        self._events.measure()
 
     # What the member says
 
@@ -200,6 +220,8 @@ class PartitionConsumer:
         3. Process until drained, parked or set back, and commit what was finished; unless drained, from 2 again.
         4. Release.
         """
+        # What the user's code logs by structlog says where it comes from.
+        bind_contextvars(processor=self._processor.name, partition=self.feed.partition)
         try:
             if self._after:
                 await asyncio.wait(self._after)  # 1
@@ -263,7 +285,7 @@ class PartitionConsumer:
 
         1. Run it.
         2. Finish all middleware, so that it has ended before anything is acknowledged or started again.
-        3. Acknowledge what it took, or follow the exception policy.
+        3. Acknowledge what it took; or wait and try it again; or follow the exception policy.
         4. Commit: who resumes or takes over begins behind what was finished.
         5. If it is parked, wait until it is not.
         """
@@ -284,6 +306,8 @@ class PartitionConsumer:
                 )
             if failure is None:
                 events.acknowledge()  # 3
+            elif self._may_retry(failure):
+                await self._back_off(failure)  # 3
             else:
                 await self._follow_policy(failure)  # 3
         await self._owner.flush(self.feed)  # 4
@@ -310,6 +334,7 @@ class PartitionConsumer:
             # The end of the events, in code that calls anext() itself, is no failure.
             failure = None if isinstance(error, StopAsyncIteration) and self.feed.ended else error
         self._events.failure = failure
+        self._events.retrying = failure is not None and self._may_retry(failure)
         return await self._finish_middleware(None) or failure
 
     async def _finish_middleware(self, seconds: float | None) -> BaseException | None:
@@ -325,6 +350,27 @@ class PartitionConsumer:
             return error
         return None
 
+    def _may_retry(self, failure: BaseException) -> bool:
+        """Whether there is another attempt. Bytes that cannot be decoded now cannot be decoded later."""
+        hopeless = isinstance(failure, (DecodeError, ProcessorReturned))
+        return not hopeless and self._events.attempt <= self._processor.retries
+
+    async def _back_off(self, failure: BaseException) -> None:
+        """Wait, and hand out again first what has failed. A drain ends the wait, and nothing is acknowledged."""
+        events, chosen = self._events, self._processor
+        if events.attempt == 1:
+            self._waits = delays(min(chosen.backoff, chosen.backoff_max), chosen.backoff_max, random.random)
+        seconds = next(self._waits)
+        self._owner.announce(
+            AttemptFailed(
+                chosen.name, self.feed.partition, events.held, events.attempt, chosen.retries, seconds, failure
+            )
+        )
+        events.count_failure()
+        await self.feed.pause(seconds)
+        if not self.feed.ended:
+            events.put_back()
+
     async def _follow_policy(self, failure: BaseException) -> None:
         """The function failed with what it holds unacknowledged.
 
@@ -334,12 +380,14 @@ class PartitionConsumer:
         name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
         if isinstance(failure, ProcessorReturned):
             policy = ExceptionPolicy.HALT
-        self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure))
+        attempt = self._events.attempt
+        self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure, attempt))
+        self._events.forget_failures()
         if policy is ExceptionPolicy.IGNORE:
             if held:
                 self._events.acknowledge()
-            elif not self.feed.ended:
-                await asyncio.sleep(RESTART_DELAY)
+            else:
+                await self.feed.pause(RESTART_DELAY)
             return
         self.feed.end()
         self._owner.reading(self.feed, False)

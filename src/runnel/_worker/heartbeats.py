@@ -109,6 +109,14 @@ class Heartbeats:
         with suppress(RuntimeError):  # the thread has ended
             self._loop.call_soon_threadsafe(holder.wake.set)
 
+    def responds(self, patience: float) -> bool:
+        """Whether the thread does something when it is asked to, within ``patience`` seconds. From another thread."""
+        answered = threading.Event()
+        with suppress(RuntimeError):  # the thread has ended
+            self._loop.call_soon_threadsafe(answered.set)
+            return answered.wait(patience)
+        return False
+
     async def stop(self) -> None:
         """Leave all groups, and end the thread."""
         with suppress(RuntimeError):

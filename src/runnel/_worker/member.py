@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState
 from runnel._core.read_ahead import ReadAhead
 from runnel._core.reconcile import reconcile
@@ -39,6 +40,10 @@ LOSSES_INTERVAL = 10.0
 """Seconds. A look costs the server about 12 µs per partition (Redis 7.0.15)."""
 
 
+MEASURE_INTERVAL = 0.5
+"""Seconds that a metric may be behind; far below the interval of any scrape."""
+
+
 def seat(keys: ControlKeys, member: str, partition_count: int, settings: Settings) -> Seat:
     """The terms of a member, from the settings."""
     return Seat(
@@ -61,6 +66,8 @@ class Member:
         holder: the seat, shared with the heartbeat thread.
         processed: events acknowledged in partitions that are not ours any more.
         released: partitions handed back.
+        rebalances: assignments that this member has seen.
+        meter: measures the processing, if it is to be measured.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class Member:
         settings: Settings,
         instruments: Instruments,
         halt: Callable[[str, BaseException], None],
+        *,
+        measured: bool = False,
     ) -> None:
         """Arguments:
         name: of the worker, and so of its members.
@@ -79,12 +88,16 @@ class Member:
         settings: of the app.
         instruments: where to announce.
         halt: stops the worker because of an error.
+        measured: whether to measure the processing.
         """
         stream = processor.stream
         self.processor = processor
         self._halt = halt
         self.processed = 0
         self.released = 0
+        self.rebalances = 0
+        self.meter = Meter() if measured else None
+        self._epoch = ""
         self._instruments = instruments
         control = ControlKeys.of(settings.name, stream.name, processor.name)
         self.holder = Holder(
@@ -109,6 +122,16 @@ class Member:
         """How many events are being processed."""
         return sum(consumer.in_flight for consumer in self._consumers.values())
 
+    @property
+    def consumers(self) -> tuple[PartitionConsumer, ...]:
+        """What runs now; from any thread."""
+        return tuple(self._consumers.values())
+
+    @property
+    def commits(self) -> int:
+        """Positions that were committed."""
+        return self._committer.commits
+
     def start(self, heartbeats: Heartbeats) -> None:
         """Read and commit for what will be granted."""
         self._heartbeats = heartbeats
@@ -117,6 +140,8 @@ class Member:
             asyncio.create_task(self._committer.run(), name=f"runnel-committer-{self.processor.name}"),
             asyncio.create_task(self._look_for_losses(), name=f"runnel-losses-{self.processor.name}"),
         ]
+        if self.meter is not None:
+            self._loops.append(asyncio.create_task(self._measure(), name=f"runnel-meter-{self.processor.name}"))
 
     async def drain(self) -> None:
         """Hand everything back in good order. Ends when nothing is held any more."""
@@ -149,6 +174,9 @@ class Member:
             for consumer in tuple(self._consumers.values()):
                 consumer.lose("evicted from the group")
             return
+        if beat.epoch != self._epoch:
+            self._epoch = beat.epoch
+            self.rebalances += 1
         for consumer in self._consumers.values():
             if consumer.feed.suspended:
                 consumer.feed.poke()
@@ -214,13 +242,20 @@ class Member:
         if partition in self._consumers:
             ending.add(self._consumers[partition].task)
         consumer = PartitionConsumer(
-            self, self.processor, feed, quarantined=quarantined, paused=paused, after=frozenset(ending)
+            self,
+            self.processor,
+            feed,
+            quarantined=quarantined,
+            paused=paused,
+            after=frozenset(ending),
+            meter=self.meter,
         )
         self._consumers[partition] = consumer
         consumer.task.add_done_callback(lambda task: self._ended(consumer, task))
 
     def _ended(self, consumer: PartitionConsumer, task: asyncio.Task[None]) -> None:
         partition = consumer.feed.partition
+        consumer.measure()
         self.processed += consumer.processed
         if self._consumers.get(partition) is consumer:
             del self._consumers[partition]
@@ -228,6 +263,13 @@ class Member:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.announce(PartitionFailed(self.processor.name, partition, (), "halt", error))
             self._halt(self.processor.name, error)  # a bug of ours: better to stop than to go on without a partition
+
+    async def _measure(self) -> None:
+        """Have counted what idle partitions have processed last; busy ones see to that themselves."""
+        while True:
+            await asyncio.sleep(MEASURE_INTERVAL)
+            for consumer in self.consumers:
+                consumer.measure()
 
     async def _look_for_losses(self) -> None:
         """Notice entries that were removed unread while we run; `acquire` notices those that were before."""

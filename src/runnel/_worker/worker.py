@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from runnel._redis.link import Link
@@ -46,12 +47,22 @@ class Worker:
         processors: what it runs.
         server: name and version of the Redis server, once it is known.
         failure: the error that halted it, if one did.
+        members: its seats, one per processor, from when it runs.
     """
 
-    def __init__(self, app: App, processors: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        processors: Sequence[str] | None = None,
+        *,
+        grace_period: float | None = None,
+        measured: bool = False,
+    ) -> None:
         """Arguments:
         app: what to run.
         processors: names; ``None`` for all. Background tasks run in either case.
+        grace_period: in place of that of the processors, in seconds.
+        measured: whether to measure how long events take.
 
         Raises:
             UnknownProcessor: the app has none of that name.
@@ -59,12 +70,39 @@ class Worker:
         self.app = app
         self.name = f"{socket.gethostname().replace('|', '_')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.processors = select_processors(app, processors)
+        if grace_period is not None:
+            self.processors = [replace(processor, grace_period=grace_period) for processor in self.processors]
         self.server = ""
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._reason = ""
         self._aborted = asyncio.Event()
-        self._members: list[Member] = []
+        self.members: list[Member] = []
+        self._measured = measured
+        self._heartbeats: Heartbeats | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been told to stop."""
+        return self._stop.is_set()
+
+    def responds(self, patience: float) -> bool:
+        """Whether the thread that keeps the partitions alive does its work. From another thread.
+
+        It does not matter whether Redis answers, or whether a handler blocks the event loop for the moment.
+
+        Arguments:
+            patience: seconds to wait for an answer.
+        """
+        return self._heartbeats is None or self._heartbeats.responds(patience)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has joined all groups, and Redis has answered lately: it may act on what it was granted."""
+        now = time.monotonic()
+        seats = [member.holder for member in self.members]
+        joined = len(seats) == len(self.processors) and all(seat.joined for seat in seats)
+        return joined and not self.stopping and all(now < seat.lease.deadline for seat in seats)
 
     async def prepare(self) -> None:
         """Reach Redis, and compare the stored streams with ours; before anything starts.
@@ -100,43 +138,45 @@ class Worker:
         if not self.server:
             await self.prepare()
         app, endpoint = self.app, self.app.endpoint
-        self._members = [
-            Member(self.name, processor, endpoint, app.settings, app.instruments, self._halt)
+        self.members = [
+            Member(self.name, processor, endpoint, app.settings, app.instruments, self._halt, measured=self._measured)
             for processor in self.processors
         ]
         background = Background(self.name, app.tasks, endpoint, app.settings, app.instruments)
-        holders = [member.holder for member in self._members]
+        holders = [member.holder for member in self.members]
         if background.holder is not None:
             holders.append(background.holder)
         heartbeats = Heartbeats(endpoint, holders, app.settings.heartbeat_interval, app.instruments)
+        self._heartbeats = heartbeats
         heartbeats.start()  # 1
-        for member in self._members:
+        for member in self.members:
             member.start(heartbeats)
         background.start(heartbeats)
         app.instruments.announce(WorkerStarted(self.name, tuple(p.name for p in self.processors)))
 
         await self._stop.wait()  # 2
         stopping_since = time.monotonic()
-        in_flight = sum(member.in_flight for member in self._members)
+        in_flight = sum(member.in_flight for member in self.members)
         app.instruments.announce(WorkerStopping(self.name, self._reason, in_flight))
         drain = asyncio.create_task(self._drain(background))  # 3
         abort = asyncio.create_task(self._aborted.wait())
         await asyncio.wait([drain, abort], return_when=asyncio.FIRST_COMPLETED)
         if self._aborted.is_set():
-            for member in self._members:
+            for member in self.members:
                 member.abort()
         await drain
         abort.cancel()
+        self._heartbeats = None
         await heartbeats.stop()  # 4
-        for member in self._members:
+        for member in self.members:
             await member.close()
         if not self._aborted.is_set():
             await app.aclose()  # 5
         app.instruments.announce(
             WorkerStopped(
                 self.name,
-                sum(member.processed for member in self._members),
-                sum(member.released for member in self._members),
+                sum(member.processed for member in self.members),
+                sum(member.released for member in self.members),
                 time.monotonic() - stopping_since,
             )
         )
@@ -145,7 +185,7 @@ class Worker:
         return 1 if self.failure is not None else 0
 
     async def _drain(self, background: Background) -> None:
-        await asyncio.gather(background.stop(), *(member.drain() for member in self._members))
+        await asyncio.gather(background.stop(), *(member.drain() for member in self.members))
 
     def stop(self, reason: str) -> None:
         """Drain and end. A second call changes nothing."""

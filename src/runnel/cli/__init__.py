@@ -8,12 +8,14 @@ import typer
 from runnel.cli.checking import doctor
 from runnel.cli.dead_letters import dead_app
 from runnel.cli.demonstration import demo
+from runnel.cli.developing import dev
 from runnel.cli.looking import lag, status, tail
 from runnel.cli.measuring import bench
 from runnel.cli.processors import processor_app
 from runnel.cli.quarantines import quarantine_app
-from runnel.cli.running import dev, server, worker
+from runnel.cli.running import worker
 from runnel.cli.sending import send, sendmany
+from runnel.cli.serving import server
 
 __all__ = [
     "app",

@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from runnel.errors import RecordError
 from runnel.events import Event, Events
+from runnel.instruments import DeadLettered
 from runnel.interfaces import Middleware
 from runnel.records import Record
 from runnel.streams import Stream
@@ -48,10 +49,13 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
             try:
                 yield x
             except GeneratorExit:
-                if events.failure is not None:
+                if events.failure is not None and not events.retrying:
                     for event in x if isinstance(x, list) else [x]:
                         error = f"{type(events.failure).__name__}: {events.failure}"
                         await forward(self.sink, event, events.processor, error)
+                        self.sink.outlet.announce(
+                            DeadLettered(events.processor, event.stream, event.partition, event.id, self.sink.name)
+                        )
                 raise
 
 

@@ -1,0 +1,50 @@
+"""Whether anything is left to process, in any partition of a worker's processors, whoever owns it."""
+
+import asyncio
+
+from runnel._redis.backlog import Backlog, remaining
+from runnel._redis.keys import ControlKeys
+from runnel._redis.link import Link
+from runnel._redis.patience import patiently
+from runnel._worker.worker import Worker
+
+__all__ = ["nothing_left"]
+
+INTERVAL = 0.25
+"""Seconds between two looks, each of which costs two commands per partition."""
+
+
+async def nothing_left(worker: Worker) -> int:
+    """Wait until all events are processed, but for those in quarantined partitions.
+
+    While one processor is looked at, another may finish an event and send to the one before. So it takes two looks
+    that find nothing, without any progress in between.
+
+    Returns:
+        The number of quarantined partitions.
+    """
+    app = worker.app
+    link = Link(app.endpoint)
+
+    async def look() -> list[Backlog]:
+        return [
+            await remaining(
+                link,
+                processor.stream.keys,
+                ControlKeys.of(app.name, processor.stream.name, processor.name),
+                processor.name,
+                processor.stream.partition_count,
+            )
+            for processor in worker.processors
+        ]
+
+    try:
+        before: list[Backlog] = []
+        while True:
+            backlogs = await patiently("look for what is left", look, app.instruments)
+            if not any(backlog.events for backlog in backlogs) and backlogs == before:
+                return sum(backlog.quarantined for backlog in backlogs)
+            before = backlogs
+            await asyncio.sleep(INTERVAL)
+    finally:
+        await link.close()

@@ -1,0 +1,64 @@
+"""How far the owned partitions of a worker are behind: looked at now and then, off the hot path."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from runnel._redis import backlog
+from runnel._redis.link import Link
+from runnel._worker import Worker
+from runnel.errors import RedisError, RedisUnavailable
+
+__all__ = ["Lag", "Lags"]
+
+INTERVAL = 5.0
+"""Seconds between two looks. One costs the server about 10 µs per owned partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Of one partition: events not processed, and the age of the oldest of them in seconds."""
+
+    events: int
+    seconds: float
+
+
+class Lags:
+    """The lags of one worker. Runs on any event loop, with a connection of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._known: dict[tuple[str, int], Lag] = {}
+
+    def now(self) -> dict[tuple[str, int], Lag]:
+        """What the last look found, by processor and partition. Of partitions that are gone, nothing."""
+        owned = {
+            (member.processor.name, consumer.feed.partition)
+            for member in self._worker.members
+            for consumer in member.consumers
+        }
+        return {key: lag for key, lag in self._known.items() if key in owned}
+
+    async def run(self) -> None:
+        """Look for ever. While Redis is away, what was found last stays."""
+        link = Link(self._worker.app.endpoint)
+        try:
+            while True:
+                with suppress(RedisUnavailable, RedisError):  # the worker's own operations tell about it
+                    self._known = await self._look(link)
+                await asyncio.sleep(INTERVAL)
+        finally:
+            await link.close()
+
+    async def _look(self, link: Link) -> dict[tuple[str, int], Lag]:
+        found = {}
+        now = await backlog.server_time(link)
+        for member in self._worker.members:
+            keys = member.processor.stream.keys
+            for consumer in member.consumers:
+                feed = consumer.feed
+                added = await backlog.added(link, keys, feed.partition)
+                events = max(0, added - feed.count)  # the worker goes on meanwhile
+                seconds = await backlog.oldest_age(link, keys, feed.partition, feed.done, now) if events else 0.0
+                found[member.processor.name, feed.partition] = Lag(events, seconds)
+        return found

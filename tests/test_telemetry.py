@@ -1,0 +1,285 @@
+"""Health and metrics of a real worker: what is served, what it means, and when."""
+
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from program import Project, Running, environment, until
+from runnel._core.meters import Histogram
+from runnel.server import EmbeddedServer
+from runnel.server.address import free_port
+from runnel.telemetry.figures import METRICS
+
+ROOT = Path(__file__).parent.parent
+
+FLAKY = """
+import os
+import time
+
+from runnel import ExceptionPolicy
+from runnel.middleware import DeadLetterMiddleware
+from shop import app, orders
+
+dead_letter = DeadLetterMiddleware(source=orders)
+
+
+@app.processor(orders, retries=2, backoff=0.01, exception_policy=ExceptionPolicy.IGNORE, middleware=[dead_letter])
+async def flaky(events):
+    async for order in events.records():
+        if order.note == "block":
+            print("blocking")
+            time.sleep(order.amount)
+        if order.note == "once" and events.attempt == 1:
+            raise ValueError("once")
+        if order.note == "bad":
+            raise ValueError("bad")
+
+
+@app.processor(orders)
+async def batches(events):
+    async for batch in events.take(10, within=0.01):
+        pass
+
+
+@app.processor(dead_letter.sink)
+async def dead(events):
+    async for event in events:
+        print("dead", event.order_id)
+"""
+
+
+@pytest.fixture
+def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp_path: Path) -> Iterator[Project]:
+    made = Project(tmp_path, environment(redis_url, app_name, server_binary, tmp_path))
+    made.write(flaky=FLAKY)
+    yield made
+    made.close()
+
+
+def serving(worker: Running, number: int = 0) -> str:
+    """The address of health and metrics, when the worker has printed it."""
+    worker.says("health and metrics are served", number + 1)
+    return re.findall(r"url=(\S+)", worker.stderr)[number]
+
+
+def get(url: str) -> tuple[int, str]:
+    """Status and body."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """All values, by name and labels."""
+    status, text = get(f"{url}/metrics")
+    assert status == 200
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(url: str, name: str, **labels: str) -> float | None:
+    return samples(url).get((name, tuple(sorted(labels.items()))))
+
+
+@pytest.mark.processes
+def test_the_metrics_tell_what_has_happened(project: Project) -> None:
+    worker = project.start("worker", "flaky:app", "--processors", "flaky,batches,dead", "--http", "0")
+    url = serving(worker)
+    assert url.startswith("http://127.0.0.1:")
+    worker.says("partitions assigned", 3)
+    project.send(*range(20))
+    project.send(1, note="once")
+    project.send(2, note="bad")
+    worker.says("dead 2")
+    until(lambda: value(url, "runnel_processed_events_total", processor="batches") == 22, lambda: get(url)[1])
+    until(lambda: value(url, "runnel_processed_events_total", processor="flaky") == 21, lambda: get(url)[1])
+    found = samples(url)
+    flaky = ("processor", "flaky")
+    expected = {
+        ("runnel_retries_total", (flaky,)): 3.0,
+        ("runnel_failed_events_total", (("policy", "ignore"), flaky)): 1.0,
+        ("runnel_failed_events_total", (("policy", "halt"), ("processor", "batches"))): 0.0,
+        ("runnel_dead_letters_total", (flaky, ("sink", "orders.dead"))): 1.0,
+        ("runnel_handler_seconds_count", (flaky,)): 21.0,
+        ("runnel_end_to_end_seconds_count", (flaky,)): 21.0,
+        ("runnel_end_to_end_seconds_count", (("processor", "batches"),)): 22.0,
+        ("runnel_partitions_owned", (flaky,)): 4.0,
+        ("runnel_partitions_gained_total", (flaky,)): 4.0,
+        ("runnel_partitions_lost_total", (flaky,)): 0.0,
+        ("runnel_member_joined", (flaky,)): 1.0,
+        ("runnel_in_flight_events", (flaky,)): 0.0,
+        ("runnel_buffer_events", (flaky,)): 0.0,
+        ("runnel_buffer_capacity_events", (flaky,)): 64.0,
+        ("runnel_lost_events_total", (flaky,)): 0.0,
+        ("runnel_redis_waiting", ()): 0.0,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    batches = found["runnel_handler_seconds_count", (("processor", "batches"),)]
+    assert 1 <= batches <= 22, "a batch is one value"
+    assert 0 < found["runnel_commits_total", (flaky,)] <= 22
+    assert found["runnel_rebalances_total", (flaky,)] >= 1
+    assert 0 < found["runnel_end_to_end_seconds_sum", (flaky,)] < 21 * 10
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_the_lag_is_that_of_the_owned_partitions_in_events_and_seconds(project: Project) -> None:
+    project.send(1, 1, 1, note="slow")
+    time.sleep(0.3)  # let it grow old; the value is compared with what it must be at least
+    worker = project.start("worker", "shop:app", "--processors", "printer", "--http", "0")
+    url = serving(worker)
+    worker.says("begin 1")
+
+    def lagging() -> dict[str, float]:
+        return {
+            dict(labels)["partition"]: events
+            for (name, labels), events in samples(url).items()
+            if name == "runnel_lag_events" and events
+        }
+
+    until(lambda: list(lagging().values()) == [3.0], lambda: get(f"{url}/metrics")[1])
+    (partition,) = lagging()
+    seconds = value(url, "runnel_lag_seconds", processor="printer", partition=partition)
+    assert seconds is not None
+    assert 0.3 <= seconds < 60
+    (project.directory / "gate").touch()
+    worker.says("end 1", 3)
+    until(lambda: lagging() == {}, lambda: get(f"{url}/metrics")[1])
+    assert value(url, "runnel_lag_seconds", processor="printer", partition=partition) == 0
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_a_handler_that_blocks_the_event_loop_is_alive_and_ready(project: Project) -> None:
+    worker = project.start("worker", "flaky:app", "--processors", "flaky", "--http", "0", RUNNEL_SESSION_TIMEOUT="1")
+    url = serving(worker)
+    worker.says("partitions assigned")
+    assert project.run("send", "flaky:orders", '{"order_id": 1, "note": "block", "amount": 3}').returncode == 0
+    worker.says("blocking")
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        assert get(f"{url}/livez") == (200, "alive\n")
+        assert get(f"{url}/readyz") == (200, "ready\n")
+        assert value(url, "runnel_in_flight_events", processor="flaky") == 1
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_without_redis_a_worker_is_alive_but_not_ready(
+    project: Project, server_binary: str | Path | None, tmp_path: Path
+) -> None:
+    port = free_port("127.0.0.1")
+    with EmbeddedServer(binary=server_binary, port=port, data_dir=tmp_path / "data", append_only=True) as server:
+        project.environment["RUNNEL_REDIS_URL"] = server.url
+        worker = project.start("worker", "shop:app", "--http", "0", RUNNEL_SESSION_TIMEOUT="1")
+        url = serving(worker)
+        until(lambda: get(f"{url}/readyz")[0] == 200, lambda: worker.stderr)
+        server.stop()
+        until(lambda: get(f"{url}/readyz") == (503, "not joined, or no answer from Redis\n"), lambda: worker.stderr)
+        assert get(f"{url}/livez")[0] == 200
+        until(lambda: (value(url, "runnel_redis_waiting") or 0) > 0, lambda: worker.stderr)
+        assert sum(v for (name, _), v in samples(url).items() if name == "runnel_redis_errors_total") > 0
+        server.start()
+        until(lambda: get(f"{url}/readyz")[0] == 200, lambda: worker.stderr)
+        until(lambda: value(url, "runnel_redis_waiting") == 0, lambda: worker.stderr)
+        assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_a_worker_that_stops_is_not_ready_but_alive_until_the_end(project: Project) -> None:
+    worker = project.start("worker", "shop:app", "--http", "0")
+    url = serving(worker)
+    project.send(1, note="slow")
+    worker.says("begin 1")
+    worker.tell(signal.SIGTERM)
+    worker.says("stopping")
+    assert get(f"{url}/readyz") == (503, "stopping\n")
+    assert get(f"{url}/livez")[0] == 200
+    (project.directory / "gate").touch()
+    assert worker.ends() == 0
+
+
+@pytest.mark.processes
+def test_each_process_has_a_port_of_its_own(project: Project) -> None:
+    port = free_port("127.0.0.1")
+    worker = project.start("worker", "shop:app", "-p", "2", "--http", str(port), "--processors", "counter")
+    worker.says("joined", 2)
+    for number in range(2):
+        url = f"http://127.0.0.1:{port + number}"
+        until(lambda url=url: value(url, "runnel_partitions_owned", processor="counter") == 2, lambda: worker.stderr)
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "127.0.0.1:", "70000", "-1", "host:port"])
+def test_an_address_that_is_none_is_refused(project: Project, address: str) -> None:
+    ended = project.run("worker", "shop:app", f"--http={address}")
+    assert ended.returncode == 2
+    assert "--http" in ended.stderr
+    assert "is no address" in ended.stderr
+
+
+@pytest.mark.processes
+def test_a_port_that_is_taken_and_a_host_that_is_not_ours_are_refused(project: Project) -> None:
+    worker = project.start("worker", "shop:app", "--http", "0")
+    port = serving(worker).rpartition(":")[2]
+    ended = project.run("worker", "shop:app", "--http", port)
+    assert ended.returncode == 4
+    assert f"Cannot listen on 127.0.0.1:{port} for --http (Address already in use)" in ended.stderr
+    elsewhere = project.run("worker", "shop:app", "--http", "192.0.2.1:9100")
+    assert elsewhere.returncode == 4
+    assert "Cannot listen on 192.0.2.1:9100" in elsewhere.stderr
+    assert worker.stop() == 0
+
+
+# The tables
+
+
+@pytest.mark.processes
+def test_the_table_of_metrics_is_what_a_worker_serves(project: Project) -> None:
+    worker = project.start("worker", "shop:app", "--http", "0")
+    url = serving(worker)
+    served = dict(re.findall(r"^# TYPE (runnel_\w+) (\w+)$", get(f"{url}/metrics")[1], re.MULTILINE))
+    assert worker.stop() == 0
+    assert served == {name: metric.kind for name, metric in METRICS.items()}
+    table = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(runnel_\w+)` \| (\w+) \| (.*?) \| (.+) \|$", table, re.MULTILINE)
+    assert [row[0] for row in rows] == list(METRICS)
+    for name, kind, labels, meaning in rows:
+        metric = METRICS[name]
+        assert kind == metric.kind, name
+        assert labels == (", ".join(f"`{label}`" for label in metric.labels) or "none"), name
+        assert meaning.startswith(metric.meaning.rstrip(".")), name
+
+
+# Histograms
+
+
+@given(st.lists(st.floats(min_value=0, max_value=10)), st.lists(st.floats(min_value=0, max_value=10)))
+def test_values_are_counted_alike_one_by_one_and_together(first: list[float], second: list[float]) -> None:
+    bounds = (0.5, 1, 2, 5)
+    single, together = Histogram(bounds), Histogram(bounds)
+    for value in first + second:
+        single.add(value)
+    together.add_all([*first])
+    together.add_all([*second])
+    assert together.counts == single.counts
+    assert together.total == pytest.approx(single.total)
+    assert sum(single.counts) == len(first) + len(second)
+    assert single.counts[0] == sum(value <= 0.5 for value in first + second)
+    assert single.counts[-1] == sum(value > 5 for value in first + second)

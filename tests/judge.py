@@ -1,16 +1,16 @@
 """What must be true, whatever happens: looked at with every answer of the server and after every step.
 
-Where a schedule destroys what Redis holds, some promises become weaker: what is gone may be gone, if somebody has been told.
+Where a schedule destroys what Redis holds, some promises become weaker: what is gone may be gone, if
+somebody has been told.
 """
 
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from laboratory import as_mapping
-
 from runnel._core.assignment import assign
 from runnel._core.entry_ids import BEGINNING, parse
-from runnel._redis.scripts import Acquired, AppendStatus, Commit, CommitStatus, Op, Stale
+from runnel._redis.scripts import Acquired, Commit, CommitStatus, Op, Stale
 
 if TYPE_CHECKING:
     from simulation import Member, Share, World
@@ -81,19 +81,35 @@ class Judge:
         before, owner = self.granted.get(partition, (0, ""))
         if not self.hurt_control:
             must(token >= before, "tokens grow", f"{member} is granted {partition} with {token} after {before}")
-            must(token > before or owner == member, "one member per token", f"{member} and {owner} have {partition}:{token}")
+            must(
+                token > before or owner == member,
+                "one member per token",
+                f"{member} and {owner} have {partition}:{token}",
+            )
         self.granted[partition] = max((token, member), (before, owner))
 
     def acquired(self, member: str, partition: int, token: int, answer: Acquired | Stale) -> None:
         highest, owner = self.tokens.get(partition, (0, ""))
         if isinstance(answer, Stale):
-            must((highest, owner) > (token, ""), "who is refused is late", f"{member} with {token}; the last was {highest}")
+            must(
+                (highest, owner) > (token, ""),
+                "who is refused is late",
+                f"{member} with {token}; the last was {highest}",
+            )
             return
         must(token >= highest, "tokens grow", f"{partition} acquired with {token} after {highest}")
-        must(token > highest or owner == member, "one member per token", f"{member} and {owner} acquired {partition}:{token}")
+        must(
+            token > highest or owner == member,
+            "one member per token",
+            f"{member} and {owner} acquired {partition}:{token}",
+        )
         before = self.positions.get(partition, BEGINNING)
         moved_with_reason = answer.rolled_back or answer.lost
-        must(answer.offset == before or moved_with_reason, "positions form a chain", f"{partition}: {before!r} -> {answer.offset!r}")
+        must(
+            answer.offset == before or moved_with_reason,
+            "positions form a chain",
+            f"{partition}: {before!r} -> {answer.offset!r}",
+        )
         self.tokens[partition] = (token, member)
         self.positions[partition] = answer.offset
 
@@ -133,7 +149,11 @@ class Judge:
                 continue  # the session may be over for the coordinator before the lease is; fencing must do
             newer = its.token > share.token
             if newer and share.token < self.tokens.get(share.partition, (0, ""))[0]:
-                must(not other.may_act(its), "one owner at a time", f"{member.name} takes {share}; {other.name} has {its}")
+                must(
+                    not other.may_act(its),
+                    "one owner at a time",
+                    f"{member.name} takes {share}; {other.name} has {its}",
+                )
             elif world.seconds < other.lease.deadline and (its.hand is not None or other.may_act(its)):
                 must(False, "one owner at a time", f"{member.name} takes {share}; {other.name} has {its}")
 
@@ -215,8 +235,14 @@ class Judge:
 
     def assigned(self, epoch: str) -> None:
         """There is a new assignment: balanced, and as few partitions as possible have moved."""
-        targets, members = self.world.lab.ask_all([("HGETALL", self.world.control.targets), ("HGETALL", self.world.control.members)])
-        active = [(int(v.split(b"|")[0]), name.decode()) for name, v in as_mapping(members).items() if v.split(b"|")[3] == b"A"]
+        targets, members = self.world.lab.ask_all(
+            [("HGETALL", self.world.control.targets), ("HGETALL", self.world.control.members)]
+        )
+        active = [
+            (int(v.split(b"|")[0]), name.decode())
+            for name, v in as_mapping(members).items()
+            if v.split(b"|")[3] == b"A"
+        ]
         new = {int(p): member.decode() for p, member in as_mapping(targets).items()}
         if not self.hurt_control:
             best = assign([name for _, name in sorted(active)], 3, self.targets)

@@ -22,7 +22,10 @@ MUTANTS = {
         "if false then",
     ),
     "acquire that begins at the end": Mutant(
-        "positions form a chain|the log is drained", "acquire", "offset, count = '0-0', added - length", "offset, count = last, added"
+        "positions form a chain|the log is drained",
+        "acquire",
+        "offset, count = '0-0', added - length",
+        "offset, count = last, added",
     ),
     "a grant without waiting for the release": Mutant(
         "one owner at a time",
@@ -31,7 +34,10 @@ MUTANTS = {
         "if true then",
     ),
     "a grant under the last token": Mutant(
-        "one member per token|tokens grow", "heartbeat", "token = math.max(token + 1, now, floor + 1)", "token = math.max(token, floor + 1)"
+        "one member per token|tokens grow",
+        "heartbeat",
+        "token = math.max(token + 1, now, floor + 1)",
+        "token = math.max(token, floor + 1)",
     ),
     "the dead are never expired": Mutant(
         "every partition is owned|nothing is left over",
@@ -40,7 +46,10 @@ MUTANTS = {
         "",
     ),
     "expired after half a session": Mutant(
-        "one owner at a time", "heartbeat", "clock - member.beat > member.session then", "clock - member.beat > member.session / 2 then"
+        "one owner at a time",
+        "heartbeat",
+        "clock - member.beat > member.session then",
+        "clock - member.beat > member.session / 2 then",
     ),
     "the server's clock instead of the logical one": Mutant(
         "one owner at a time",
@@ -49,14 +58,21 @@ MUTANTS = {
         "local step = math.max(0, now - tonumber(group[1] or now))",
     ),
     "an assignment that shuffles": Mutant(
-        "as few partitions as possible move", "heartbeat", "local into = member and member.has or free", "local into = free"
+        "as few partitions as possible move",
+        "heartbeat",
+        "local into = member and member.has or free",
+        "local into = free",
     ),
     "append without a look at the sequence": Mutant(
-        "each event is in the log once", "append", "if last then", "if false then"
+        "each event is in the log once", "append", "if sequence == last_sequence then", "if false then"
     ),
-    "a lease that is counted from the answer": Mutant("one owner at a time", member=frozenset({"lease from the answer"})),
+    "a lease that is counted from the answer": Mutant(
+        "one owner at a time", member=frozenset({"lease from the answer"})
+    ),
     "an owner without a deadline": Mutant("one owner at a time", member=frozenset({"no deadline"})),
-    "a read by XREADGROUP": Mutant("nothing is skipped|the log is drained|events are processed in order", member=frozenset({"XREADGROUP"})),
+    "a read by XREADGROUP": Mutant(
+        "nothing is skipped|the log is drained|events are processed in order", member=frozenset({"XREADGROUP"})
+    ),
     "commit before the handler": Mutant("nothing is skipped", member=frozenset({"commit first"})),
     "a commit that is repeated with more in it": Mutant("a rollback is real", member=frozenset({"merge into a retry"})),
 }

@@ -1,7 +1,9 @@
 """Workers, producers and faults, played without processes on the clock of a test; the scripts and the server are real.
 
-A :class:`Member` mirrors ``runnel._worker`` (heartbeats, member, reader, committer, consumer) through the same pure functions. What waits
-there is a call here: a command that is repeated until its answer is known. :class:`Reply` says what becomes of it each time.
+A :class:`Member` mirrors ``runnel._worker`` (heartbeats, member, reader, committer, consumer) through the same pure
+functions. What waits
+there is a call here: a command that is repeated until its answer is known. :class:`Reply` says what becomes of it
+each time.
 """
 
 from collections import deque
@@ -12,7 +14,6 @@ from typing import Any
 
 from judge import Judge
 from laboratory import CORRECT, Laboratory, Mutant, now
-
 from runnel._core.lease import Lease
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._core.reconcile import reconcile
@@ -132,7 +133,13 @@ class Member(Caller):
                 sent = self.world.seconds
                 settled = self.settled and not releases
                 return op, scripts.heartbeat(
-                    self.world.lab, self.seat, op, epoch=self.epoch, settled=settled, floor=self.floor, releases=releases
+                    self.world.lab,
+                    self.seat,
+                    op,
+                    epoch=self.epoch,
+                    settled=settled,
+                    floor=self.floor,
+                    releases=releases,
                 )
 
             def answered(beat: Beat) -> None:
@@ -225,7 +232,10 @@ class Member(Caller):
         if purpose not in self.calls:
             self.calls[purpose] = Call(
                 "acquire",
-                lambda: ((partition, token), scripts.acquire(world.lab, world.keys, PROCESSOR, partition, token, self.name)),
+                lambda: (
+                    (partition, token),
+                    scripts.acquire(world.lab, world.keys, PROCESSOR, partition, token, self.name),
+                ),
                 answered,
             )
         self.carry_on(purpose, reply)
@@ -242,9 +252,20 @@ class Member(Caller):
                 names = [log.decode() for log in logs]
                 if "XREADGROUP" in self.world.faults:
                     return None, self.world.lab.call(
-                        "XREADGROUP", "GROUP", PROCESSOR, self.name, "COUNT", PREFETCH, "NOACK", "STREAMS", *names, *(">" for _ in names)
+                        "XREADGROUP",
+                        "GROUP",
+                        PROCESSOR,
+                        self.name,
+                        "COUNT",
+                        PREFETCH,
+                        "NOACK",
+                        "STREAMS",
+                        *names,
+                        *(">" for _ in names),
                     )
-                return None, queries.read(self.world.lab, names, list(cursors.values()), count=PREFETCH, block=None, timeout=1)
+                return None, queries.read(
+                    self.world.lab, names, list(cursors.values()), count=PREFETCH, block=None, timeout=1
+                )
 
             def answered(found: Any) -> None:
                 for log, entries in found or ():
@@ -282,8 +303,11 @@ class Member(Caller):
             self.tidy()
 
     def commit(self, reply: Reply = Reply.HEARD, *, probe: bool = False) -> None:
-        shares = [s for s in self.shares.values() if not s.stale and not s.to_acquire and (s.done != s.committed or probe)]
+        shares = [
+            s for s in self.shares.values() if not s.stale and not s.to_acquire and (s.done != s.committed or probe)
+        ]
         if "commit" not in self.calls and shares:
+
             def compose() -> tuple[Any, Coroutine[Any, Any, Any]]:
                 if "merge into a retry" in self.world.faults:
                     items[:] = [Commit(s.partition, s.token, s.committed, s.done, s.count) for s in shares]
@@ -368,9 +392,13 @@ class Member(Caller):
     def farewell(self, reply: Reply = Reply.HEARD) -> None:
         """Say good-bye, once, and end, whatever becomes of it."""
         releases = tuple(self.releases)
-        self.calls = {"leave": Call(
-            "beat", lambda: (Op.LEAVE, scripts.heartbeat(self.world.lab, self.seat, Op.LEAVE, releases=releases)), lambda _: None
-        )}
+        self.calls = {
+            "leave": Call(
+                "beat",
+                lambda: (Op.LEAVE, scripts.heartbeat(self.world.lab, self.seat, Op.LEAVE, releases=releases)),
+                lambda _: None,
+            )
+        }
         self.carry_on("leave", reply)
         self.crash()
 
@@ -412,7 +440,9 @@ class Producer(Caller):
 
     def compose(self, partition: int, values: list[bytes]) -> None:
         sequence = self.sequences.get(partition, 0) + 1
-        batch = Batch(partition, f"{self.name}.{self.lives}", sequence, [(b"data", value) for value in values])
+        batch = Batch(
+            partition, f"{self.name}.{self.lives}", sequence, sequence - 1, [(b"data", value) for value in values]
+        )
 
         def answered(answers: Sequence[scripts.Appended]) -> None:
             [answer] = answers
@@ -426,7 +456,12 @@ class Producer(Caller):
 
         self.calls["append"] = Call(
             "append",
-            lambda: (batch, scripts.append(self.world.lab, self.world.keys, 0, [batch], limit=self.world.limit, trim=False, expiry=10**9)),
+            lambda: (
+                batch,
+                scripts.append(
+                    self.world.lab, self.world.keys, 0, [batch], limit=self.world.limit, trim=False, expiry=10**9
+                ),
+            ),
             answered,
         )
 
@@ -544,7 +579,9 @@ class World:
 
     def _data(self, slot: str) -> list[bytes]:
         """The keys of one slot: control or data; all for an empty name."""
-        tag = {"control": self.control.prefix, "data": self.keys.positions_prefix(0)[: -len(":pos:")], "": "runnel:"}[slot]
+        tag = {"control": self.control.prefix, "data": self.keys.positions_prefix(0)[: -len(":pos:")], "": "runnel:"}[
+            slot
+        ]
         return [key for key in self.lab.ask("KEYS", "runnel:*") if key.startswith(tag.encode())]
 
     def remember(self) -> None:
@@ -559,7 +596,11 @@ class World:
         tag = self._data(slot)
         if tag:
             self.lab.ask("DEL", *tag)
-        prefixes = {"control": self.control.prefix, "data": self.keys.positions_prefix(0)[: -len(":pos:")], "": "runnel:"}
+        prefixes = {
+            "control": self.control.prefix,
+            "data": self.keys.positions_prefix(0)[: -len(":pos:")],
+            "": "runnel:",
+        }
         for key, value in self.snapshot.items():
             if key.startswith(prefixes[slot].encode()):
                 self.lab.ask("RESTORE", key, 0, value)

@@ -1,6 +1,7 @@
 """Thousands of schedules of members, producers and faults, each a few milliseconds long; and known races, step by step.
 
-The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says what must be true after
+The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says
+what must be true after
 every step. The schedules of a normal run are always the same. More, and new ones:
 
     RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py
@@ -13,13 +14,20 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
 from judge import Violation
 from laboratory import CORRECT, Laboratory, Mutant
 from mutants import MUTANTS
-from simulation import HOUR, PARTITIONS, Member, Reply, World
-
 from runnel.server import EmbeddedServer
+from simulation import HOUR, PARTITIONS, Member, Reply, World
 
 SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "2000"))
 SEED = os.environ.get("RUNNEL_TEST_SEED")
@@ -87,7 +95,9 @@ class Schedule(RuleBasedStateMachine):
         if member := self.member(n):
             member.step(what, reply)
 
-    @rule(n=st.integers(0, 1), partition=partitions, number=st.integers(1, 4), reply=replies, gives_up=st.integers(0, 9))
+    @rule(
+        n=st.integers(0, 1), partition=partitions, number=st.integers(1, 4), reply=replies, gives_up=st.integers(0, 9)
+    )
     def append(self, n: int, partition: int, number: int, reply: Reply, gives_up: int) -> None:
         if gives_up == 9:
             self.world.producers[n].forget()

@@ -1,9 +1,12 @@
 """A readable account of the first violation: what happened in its partition around that time."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from faults.checker import Violation
-from faults.history import History
+from faults.history import Acquire, Commit, Effect, History
+
+T = TypeVar("T", Effect, Acquire, Commit)
 
 AROUND = 3.0
 """Seconds before and after."""
@@ -23,20 +26,19 @@ def of(violations: list[Violation], history: History) -> str:
 
 
 def _story(history: History, at: float, partition: int | None) -> Iterable[str]:
-    told: list[tuple[float, str]] = []
-    for effect in history.effects:
-        if partition in (None, effect.partition):
-            told.append((effect.started, f"handle  {effect}"))
-    for acquire in history.acquires:
-        if partition in (None, acquire.partition):
-            told.append((acquire.answered, f"acquire {acquire}"))
-    for commit in history.commits:
-        if partition in (None, commit.partition):
-            told.append((commit.answered, f"commit  {commit}"))
-    for note in history.notes:
-        if note.fields.get("partition") in (None, partition):
-            told.append((note.at, f"note    pid {note.pid} {note.name} {note.fields}"))
-    for d in history.disturbances:
-        told.append((d.started, f"FAULT   {d}"))
+    def here(items: Iterable[T]) -> Iterable[T]:
+        return (item for item in items if partition in (None, item.partition))
+
+    told = [
+        *((effect.started, f"handle  {effect}") for effect in here(history.effects)),
+        *((acquire.answered, f"acquire {acquire}") for acquire in here(history.acquires)),
+        *((commit.answered, f"commit  {commit}") for commit in here(history.commits)),
+        *((d.started, f"FAULT   {d}") for d in history.disturbances),
+        *(
+            (note.at, f"note    pid {note.pid} {note.name} {note.fields}")
+            for note in history.notes
+            if note.fields.get("partition") in (None, partition)
+        ),
+    ]
     near = sorted((time, text) for time, text in told if abs(time - at) <= AROUND)
     return [f"{time:.4f} {text}" for time, text in near[:MOST_LINES]]

@@ -1,7 +1,7 @@
 """Says what is wrong with a history.
 
-After Jepsen's checkers for Kafka and for NATS: nothing here knows what was done, only what was promised. The checks have
-the numbers of ``docs/reliability.md``; C9 is about the end of a run and done by the stage.
+After Jepsen's checkers for Kafka and for NATS: nothing here knows what was done, only what was promised. The checks
+have the numbers of ``docs/reliability.md``; C9 is about the end of a run and done by the stage.
 """
 
 from bisect import bisect_right
@@ -108,7 +108,7 @@ def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
 def nothing_is_lost(known: _Known) -> Iterator[Violation]:
     """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
     missing: dict[int, list[Send]] = defaultdict(list)
-    partitions = {key: partition for key, partition in _partitions(known).items()}
+    partitions = dict(_partitions(known).items())
     for send in known.history.sends.values():
         if send.outcome == "O" and send.serial not in known.handled:
             missing[partitions.get(send.key, -1)].append(send)

@@ -74,7 +74,7 @@ class Note:
 
 @dataclass(slots=True)
 class Send:
-    """An event that a producer has sent, or tried to. ``outcome`` is O, F or U, see ``journal``; U as well if none came."""
+    """An event that a producer has sent, or tried to. ``outcome`` is O, F or U, see ``journal``; U if none came."""
 
     invoked: float
     serial: Serial

@@ -1,7 +1,7 @@
 """Writing down what happens, one line each, in a file that no fault touches.
 
-A line is one ``write``, so that a process that is killed leaves whole lines. Times are seconds of CLOCK_MONOTONIC, which
-all processes of a machine share. The fields are separated by blanks and contain none; the last one may.
+A line is one ``write``, so that a process that is killed leaves whole lines. Times are seconds of CLOCK_MONOTONIC,
+which all processes of a machine share. The fields are separated by blanks and contain none; the last one may.
 
 ====  ==========================================================================  ======================
 kind  fields                                                                      written by

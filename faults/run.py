@@ -48,7 +48,7 @@ async def perform(
     3. Wait until everything is in order again (C9).
     4. Check the history. If it is bad, write an account of the first violation beside it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing else runs yet
     outcome = Outcome(play, seed, directory)
     started = time.monotonic()
     session = play.session if play.session is not None else Settings(name="default").session_timeout

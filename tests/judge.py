@@ -1,16 +1,16 @@
 """What must be true, whatever happens: looked at with every answer of the server and after every step.
 
-Where a schedule destroys what Redis holds, some promises become weaker: what is gone may be gone, if somebody has been told.
+Where a schedule destroys what Redis holds, some promises become weaker: what is gone may be gone, if
+somebody has been told.
 """
 
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from laboratory import as_mapping
-
 from runnel._core.assignment import assign
 from runnel._core.entry_ids import BEGINNING, parse
-from runnel._redis.scripts import Acquired, AppendStatus, Commit, CommitStatus, Op, Stale
+from runnel._redis.scripts import Acquired, Commit, CommitStatus, Op, Stale
 
 if TYPE_CHECKING:
     from simulation import Member, Share, World

@@ -64,7 +64,7 @@ MUTANTS = {
         "local into = free",
     ),
     "append without a look at the sequence": Mutant(
-        "each event is in the log once", "append", "if last then", "if false then"
+        "each event is in the log once", "append", "if sequence == last_sequence then", "if false then"
     ),
     "a lease that is counted from the answer": Mutant(
         "one owner at a time", member=frozenset({"lease from the answer"})

@@ -1,7 +1,9 @@
 """Workers, producers and faults, played without processes on the clock of a test; the scripts and the server are real.
 
-A :class:`Member` mirrors ``runnel._worker`` (heartbeats, member, reader, committer, consumer) through the same pure functions. What waits
-there is a call here: a command that is repeated until its answer is known. :class:`Reply` says what becomes of it each time.
+A :class:`Member` mirrors ``runnel._worker`` (heartbeats, member, reader, committer, consumer) through the same pure
+functions. What waits
+there is a call here: a command that is repeated until its answer is known. :class:`Reply` says what becomes of it
+each time.
 """
 
 from collections import deque
@@ -12,7 +14,6 @@ from typing import Any
 
 from judge import Judge
 from laboratory import CORRECT, Laboratory, Mutant, now
-
 from runnel._core.lease import Lease
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._core.reconcile import reconcile
@@ -439,7 +440,9 @@ class Producer(Caller):
 
     def compose(self, partition: int, values: list[bytes]) -> None:
         sequence = self.sequences.get(partition, 0) + 1
-        batch = Batch(partition, f"{self.name}.{self.lives}", sequence, [(b"data", value) for value in values])
+        batch = Batch(
+            partition, f"{self.name}.{self.lives}", sequence, sequence - 1, [(b"data", value) for value in values]
+        )
 
         def answered(answers: Sequence[scripts.Appended]) -> None:
             [answer] = answers

@@ -1,6 +1,7 @@
 """Thousands of schedules of members, producers and faults, each a few milliseconds long; and known races, step by step.
 
-The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says what must be true after
+The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says
+what must be true after
 every step. The schedules of a normal run are always the same. More, and new ones:
 
     RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py
@@ -21,12 +22,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from judge import Violation
 from laboratory import CORRECT, Laboratory, Mutant
 from mutants import MUTANTS
-from simulation import HOUR, PARTITIONS, Member, Reply, World
-
 from runnel.server import EmbeddedServer
+from simulation import HOUR, PARTITIONS, Member, Reply, World
 
 SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "2000"))
 SEED = os.environ.get("RUNNEL_TEST_SEED")

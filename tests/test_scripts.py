@@ -26,8 +26,10 @@ def keys(app_name: str) -> StreamKeys:
     return StreamKeys(app_name, "flights")
 
 
-def batch(sequence: bytes | int, count: int = 1, *, partition: int = 0, producer: str = "producer") -> Batch:
-    return Batch(partition, producer, sequence, [(b"data", b"%d" % n) for n in range(count)])
+def batch(
+    sequence: bytes | int, count: int = 1, *, partition: int = 0, producer: str = "producer", confirmed: int = 0
+) -> Batch:
+    return Batch(partition, producer, sequence, confirmed, [(b"data", b"%d" % n) for n in range(count)])
 
 
 async def append(
@@ -88,7 +90,7 @@ async def mirror(link: Link, keys: StreamKeys, partition: int = 0, processor: st
 
 async def test_a_batch_is_appended_in_order_and_the_last_id_answered(link: Link, keys: StreamKeys) -> None:
     entries = [(b"data", b"\x00\xff|{}"), (b"a", b"1", b"b", b"2")]
-    [answer] = await append(link, keys, Batch(0, "producer", 1, entries))
+    [answer] = await append(link, keys, Batch(0, "producer", 1, 0, entries))
     found = await link.call("XRANGE", keys.log(0), "-", "+")
     assert [fields for _, fields in found] == [list(entry) for entry in entries]
     assert answer == Appended(OK, found[-1][0])
@@ -114,9 +116,22 @@ async def test_a_batch_before_the_last_one_is_a_duplicate_without_an_id(link: Li
     assert len(await ids(link, keys)) == 2
 
 
+async def test_a_batch_whose_predecessor_arrives_late_shuts_it_out(link: Link, keys: StreamKeys) -> None:
+    # 1. the outcome of batch 2 is unknown  2. batch 3 goes on  3. batch 2 comes out of the network
+    await append(link, keys, batch(1))
+    [answer] = await append(link, keys, batch(3, confirmed=1))
+    assert answer.status is OK
+    assert await append(link, keys, batch(2, confirmed=1)) == [Appended(DUP, b"")]
+    assert len(await ids(link, keys)) == 2
+
+
+async def test_a_confirmed_batch_whose_sequence_is_gone_is_a_gap(link: Link, keys: StreamKeys) -> None:
+    assert await append(link, keys, batch(3, confirmed=2)) == [Appended(GAP, b"0")]
+
+
 async def test_a_batch_after_a_missing_one_is_a_gap(link: Link, keys: StreamKeys) -> None:
     await append(link, keys, batch(1))
-    assert await append(link, keys, batch(3)) == [Appended(GAP, b"1")]
+    assert await append(link, keys, batch(3, confirmed=2)) == [Appended(GAP, b"1")]
     assert len(await ids(link, keys)) == 1
     assert [answer.status for answer in await append(link, keys, batch(2), batch(3))] == [OK, OK]
 

@@ -1,5 +1,6 @@
 """Faults of workers: killed, frozen, blocked, coming and going."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from statistics import median
@@ -255,7 +256,7 @@ def hand_overs(history: History) -> list[float]:
             acquired.setdefault(acquire.partition, []).append((acquire.token, acquire.answered))
     for partition, owners in acquired.items():
         owners.sort()
-        for (token, _), (_, at) in zip(owners, owners[1:], strict=False):
+        for (token, _), (_, at) in itertools.pairwise(owners):
             if (since := released.get((partition, token))) is not None:
                 found.append(at - since)
     return found

@@ -14,7 +14,7 @@ from faults.records import PARTITIONS
 
 
 async def restart(scene: Scene) -> None:
-    """Kill the server and start it again, sometimes without its last writes; stop it with DEBUG SLEEP; hold its clients with CLIENT PAUSE; in turn."""
+    """Crash the server, sometimes without its last writes; stop it with DEBUG SLEEP; hold its clients; in turn."""
     stage = scene.stage
     await asyncio.sleep(3.0)  # what was set up before the first crash is on disk
     until = time.monotonic() + scene.seconds

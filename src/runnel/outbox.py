@@ -39,7 +39,7 @@ class Outbox:
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
         limits = stream.options.limits
-        batch = Batch(partition, origin, 1, [entry])
+        batch = Batch(partition, origin, 1, 0, [entry])
 
         async def attempt() -> bool:
             await stream.declare(self._link)

@@ -55,10 +55,20 @@ class _Parcel:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The parcels for one partition, in order."""
+    """The parcels for one partition, in order.
+
+    Attributes:
+        sequence: the last one that was used.
+        confirmed: the last one that is known to be stored; those between had an unknown outcome.
+        confirmed_at: when it was stored, on the monotonic clock.
+        retry_at: when to try again, while the partition is full.
+        waits: how long to wait then.
+    """
 
     parcels: deque[_Parcel] = field(default_factory=deque)
     sequence: int = 0
+    confirmed: int = 0
+    confirmed_at: float = 0.0
     retry_at: float = 0.0
     waits: Iterator[float] | None = None
 
@@ -228,7 +238,10 @@ class Producer:
                     entries.append(entry)
                     size += _size(entry)
             if entries:
-                batches.append(Batch(partition, self._name, lane.sequence + 1, entries))
+                # What was not used for so long may be forgotten by now; that is no loss.
+                expired = time.monotonic() > lane.confirmed_at + self._expiry / 2000
+                confirmed = 0 if expired else lane.confirmed
+                batches.append(Batch(partition, self._name, lane.sequence + 1, confirmed, entries))
         if not batches:
             return
         # From here on the composition is fixed: a retry must repeat it to the byte. Callers that are cancelled now
@@ -249,10 +262,11 @@ class Producer:
                 limit=self._limits.send_timeout,
             )
         except RunnelError as error:
-            # We do not know what was appended, so these sequences are burnt: go on under a new name.
-            self._forget_sequences()
+            # We do not know what was appended, and it may still arrive. The next sequence makes it arrive too late.
             for batch in batches:
-                self._fail(self._lanes[batch.partition], len(batch.entries), error)
+                lane = self._lanes[batch.partition]
+                lane.sequence = batch.sequence
+                self._fail(lane, len(batch.entries), error)
             return
         for batch, answer in zip(batches, answers, strict=True):
             self._settle(batch, answer)
@@ -261,14 +275,14 @@ class Producer:
         lane = self._lanes[batch.partition]
         match answer.status:
             case AppendStatus.OK | AppendStatus.DUP:
-                lane.sequence += 1
+                lane.sequence = lane.confirmed = batch.sequence
+                lane.confirmed_at = time.monotonic()
                 lane.waits = None
                 self._deliver(lane, consecutive(answer.detail, len(batch.entries)))
             case AppendStatus.GAP:
-                self._instruments.announce(
-                    SequenceGap(self._keys.stream, batch.partition, int(answer.detail), lane.sequence + 1)
-                )
-                self._forget_sequences()
+                stored = int(answer.detail)
+                self._instruments.announce(SequenceGap(self._keys.stream, batch.partition, stored, batch.sequence))
+                lane.confirmed = stored  # that is what there is; the batch is sent again
             case AppendStatus.FULL:
                 self._wait_for_room(lane, batch, answer.detail.decode())
 
@@ -315,8 +329,3 @@ class Producer:
             number -= len(parcel.entries) - len(parcel.ids)
             if not parcel.sent.done():
                 parcel.sent.set_exception(error)
-
-    def _forget_sequences(self) -> None:
-        self._name = uuid4().hex[:16]
-        for lane in self._lanes.values():
-            lane.sequence = 0

@@ -328,11 +328,12 @@ class AppendStatus(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries for one partition, under one sequence of a producer."""
+    """Entries for one partition, under one sequence of a producer, which knows that ``confirmed`` is stored."""
 
     partition: int
     producer: str
     sequence: int
+    confirmed: int
     entries: Sequence[Entry]
 
 
@@ -369,10 +370,10 @@ async def append(
         field = entries[0][0] if len(entries[0]) == 2 else b""
         values = [entry[1] for entry in entries if len(entry) == 2 and entry[0] == field]
         if field and len(values) == len(entries):
-            arguments += (batch.partition, batch.sequence, len(entries), field)
+            arguments += (batch.partition, batch.sequence, batch.confirmed, len(entries), field)
             arguments += values
             continue
-        arguments += (batch.partition, batch.sequence, len(entries), b"")
+        arguments += (batch.partition, batch.sequence, batch.confirmed, len(entries), b"")
         for entry in entries:
             arguments.append(len(entry))
             arguments += entry

@@ -7,15 +7,17 @@
 --   2 mode         guard: never trim what a registered processor has not processed.   trim: just trim
 --   3 expiry       ms after which an unused sequence is forgotten
 --   4 positions    what the positions keys of this slot begin with; a registered processor's name completes it
---   then per batch: partition, sequence, number of entries, field, and per entry
+--   then per batch: partition, sequence, confirmed, number of entries, field, and per entry
 --     the value of the field, where all have that one field, or, where the field is empty,
 --     the number of arguments, field, value, ...
 --   (One argument instead of three per entry, and no table for them: 1.15 µs per entry instead of 1.34, Redis 7.0.15.)
---   A sequence is one more than the last one of the same producer in the same partition; the first may be any.
+--   Sequences of a producer in a partition grow. `confirmed` is the last one that it knows to be stored (0: none);
+--   those between that and this one had an unknown outcome. If such a batch arrives late, behind this one, it is
+--   taken for appended (DUP), so it cannot upset the order.
 -- Answer           per batch
 --   {OK, last id}        appended; the ids of a batch are consecutive
 --   {DUP, last id}       was appended before: a retry after a lost reply. The id is empty if it is not the last batch
---   {GAP, sequence}      batches between that sequence and this one are missing; nothing was appended
+--   {GAP, sequence}      that is the last one stored, and it is below `confirmed`: data was lost; nothing was appended
 --   {FULL, processor}    the log is full of entries which that processor has not processed; nothing was appended.
 --                        A batch that is larger than the limit waits until everything before it is processed
 -- The positions keys are in the slot of the declared keys, by their hash tag.
@@ -63,19 +65,17 @@ local call, arguments = redis.call, ARGV  -- as locals: 1.04 µs per entry inste
 local answers, at = {}, 5
 for i = 2, #KEYS, 2 do
   local log, sequence_key = KEYS[i], KEYS[i + 1]
-  local partition, sequence, entries, field = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
-  at = at + 4
+  local partition, sequence, confirmed = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local entries, field = tonumber(ARGV[at + 3]), ARGV[at + 4]
+  at = at + 5
   local answer
-  local last = redis.call('GET', sequence_key)
-  if last then
-    local last_sequence, last_id = last:match('^(%d+)|(.*)$')
-    if sequence == last_sequence then
-      answer = {'DUP', last_id}
-    elseif tonumber(sequence) < tonumber(last_sequence) then
-      answer = {'DUP', ''}
-    elseif tonumber(sequence) > tonumber(last_sequence) + 1 then
-      answer = {'GAP', last_sequence}
-    end
+  local last_sequence, last_id = (redis.call('GET', sequence_key) or '0|'):match('^(%d+)|(.*)$')
+  if sequence == last_sequence then
+    answer = {'DUP', last_id}
+  elseif tonumber(sequence) < tonumber(last_sequence) then
+    answer = {'DUP', ''}
+  elseif tonumber(last_sequence) < confirmed then
+    answer = {'GAP', last_sequence}
   end
   local full = not answer and room(partition, log, entries)
   if type(full) == 'string' then answer = {'FULL', full} end

@@ -3,6 +3,7 @@
 The scripts are those of the product, run through ``runnel._redis.scripts``; only the expressions in ``OUTSIDE`` are
 replaced by a look into the hash ``test``. A mutant is one more replacement. An expression that is not found exactly once
 fails.
+"""
 
 import hashlib
 from collections.abc import Coroutine, Iterable, Mapping

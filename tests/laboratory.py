@@ -1,8 +1,8 @@
 """A real server whose scripts read a clock, connections and a run id that the test sets; and may be made wrong.
 
 The scripts are those of the product, run through ``runnel._redis.scripts``; only the expressions in ``OUTSIDE`` are
-replaced by a look into the hash ``test``. A mutant is one more replacement. An expression that is not found exactly once
-fails.
+replaced by a look into the hash ``test``. A mutant is one more replacement. An expression that is not found exactly
+once fails.
 """
 
 import hashlib

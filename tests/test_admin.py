@@ -128,7 +128,8 @@ async def test_a_pause_under_load_stops_everything_and_loses_and_repeats_nothing
             assert sum(partition.processed for partition in found.partitions) == len(stopped), "all of it is committed"
             assert await resume_processor(shop.app, "proc")
             shop.announced.seen.clear()
-            await eventually(lambda before=len(stopped): len(shop.seen) > before or feeding.done())
+            before = len(stopped)
+            await eventually(lambda before=before: len(shop.seen) > before or feeding.done())
         assert not await resume_processor(shop.app, "proc")
         await feeding
         await eventually(lambda: len(shop.seen) >= 300 * PARTITIONS)

@@ -284,8 +284,8 @@ async def test_a_mark_that_goes_while_the_partition_is_being_acquired_stops_noth
             await eventually(lambda: marks(redis, first.app, first.stream))
             second_running = running(second.app)
             worker = await second_running.__aenter__()
-            await eventually(lambda: worker._members and worker._members[0].holder.joined)
-            (member,) = worker._members
+            await eventually(lambda: worker.members and worker.members[0].holder.joined)
+            (member,) = worker.members
             beats: list[Beat] = []
             heard, acquire = member.holder.on_beat, scripts.acquire
 

@@ -17,7 +17,7 @@ class Backlog:
     Attributes:
         events: unprocessed events in partitions that are worked on.
         done: processed ones.
-        quarantined: partitions that are marked as poisoned.
+        quarantined: partitions that are marked as poisoned; all of them where the processor is paused.
     """
 
     events: int
@@ -29,7 +29,8 @@ async def remaining(
     link: Link, keys: StreamKeys, control: ControlKeys, processor: str, partition_count: int
 ) -> Backlog:
     """The backlog of a processor in all its partitions."""
-    poisoned = {int(partition) for partition in await link.call("HKEYS", control.quarantine)}
+    parked = await link.call("HKEYS", control.parked)
+    poisoned = set(range(partition_count)) if b"*" in parked else {int(partition) for partition in parked}
     events = done = 0
     for partition in range(partition_count):
         state = None if partition in poisoned else await log_state(link, keys, partition)

@@ -163,14 +163,14 @@ class Figures:
                 for consumer in member.consumers
                 if consumer.state not in (PartitionState.GRANTED, PartitionState.RELEASED, PartitionState.LOST)
             ]
-            quarantined = sum(consumer.state is PartitionState.QUARANTINED for consumer in owned)
+            quarantined = sum(consumer.state is PartitionState.PARKED for consumer in owned)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
                 "runnel_partitions_owned": len(owned),
                 "runnel_partitions_quarantined": quarantined,
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),
-                "runnel_buffer_capacity_events": sum(2 * consumer.feed.prefetch for consumer in owned),
+                "runnel_buffer_capacity_events": 2 * member.processor.prefetch_count * len(owned),
                 "runnel_commits_total": member.commits,
                 "runnel_rebalances_total": member.rebalances,
             }

@@ -213,7 +213,7 @@ class Judge:
         """What the server holds now is where the chain goes on."""
         stored = as_mapping(self.world.lab.ask("HGETALL", self.world.keys.positions(0, PROCESSOR)))
         self.positions, self.tokens = {}, {}
-        for p, value in stored.items():
+        for p, value in ((p, value) for p, value in stored.items() if p.isdigit()):
             owner, offset, *_ = value.split(b"|")
             token, member = owner.split(b":", 1)
             self.positions[int(p)], self.tokens[int(p)] = offset, (int(token), member.decode())
@@ -227,7 +227,7 @@ class Judge:
         stored, *found = world.lab.ask_all(
             [("HGETALL", world.keys.positions(0, PROCESSOR)), *(("XRANGE", log, "-", "+") for log in logs)]
         )
-        positions = {int(p): value.split(b"|")[1] for p, value in as_mapping(stored).items()}
+        positions = {int(p): value.split(b"|")[1] for p, value in as_mapping(stored).items() if p.isdigit()}
         must(positions == self.positions, "positions form a chain", f"stored {positions}, answered {self.positions}")
         for p, entries in enumerate(found):
             twice = [value for value, n in Counter(flat[1] for _, flat in entries).items() if n > 1]

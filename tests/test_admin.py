@@ -256,7 +256,7 @@ async def test_positions_are_moved_by_time_by_duration_and_by_number(app_name: s
         await plan_reset(shop.app, "proc", "0", [9])
 
 
-def test_places_in_a_stream_are_read_as_people_write_them() -> None:
+async def test_places_in_a_stream_are_read_as_people_write_them() -> None:
     now = 1_700_000_000.0
     assert point("latest", now) is None
     assert point("$", now) is None
@@ -334,7 +334,7 @@ async def test_a_slow_event_is_shown_with_its_time_and_a_quick_one_is_not(app_na
         await eventually(gone)
 
 
-def test_only_what_is_seen_at_two_looks_is_slow() -> None:
+async def test_only_what_is_seen_at_two_looks_is_slow() -> None:
     slow = SlowEvents()
     assert slow.look(0.0, [(1, 7, "a"), (2, 7, "b")]) == []
     assert slow.look(1.0, [(1, 7, "a"), (2, 7, "c")]) == [(1, 7, "a", 1.0)]
@@ -547,32 +547,6 @@ async def nothing_is_left(redis: Inspector, shop: Shop) -> None:
 
 
 # Looking at events
-
-
-async def test_the_tail_is_in_the_order_of_ids_whatever_the_partition(app_name: str, redis_url: str) -> None:
-    shop = Shop(app_name, redis_url)
-    ids = [(await shop.steps.send(Step(key=n % 3, n=n)))[0] for n in range(12)]
-
-    async def shown(**options: Any) -> list[int]:
-        return [event.record.n async for event in tail_of(shop.app, shop.steps, **options)]
-
-    assert await shown() == list(range(2, 12))
-    assert await shown(number=3) == [9, 10, 11]
-    assert await shown(number=None) == list(range(12))
-    assert await shown(number=0) == []
-    assert await shown(start="earliest", number=4) == [0, 1, 2, 3]
-    assert await shown(start=ids[8], number=None) == [8, 9, 10, 11]
-    assert await shown(start="-1h", number=None) == list(range(12))
-    assert await shown(start="latest", number=None) == []
-    assert await shown(key="1", number=2) == [7, 10]
-    assert await shown(partitions=[2], start="earliest", number=None) == [2, 5, 8, 11]
-
-    followed = tail_of(shop.app, shop.steps, number=1, follow=True)
-    assert (await anext(followed)).record.n == 11
-    waiting = asyncio.ensure_future(anext(followed))
-    await shop.steps.send(Step(key=0, n=12))
-    assert (await waiting).record.n == 12
-    await followed.aclose()
 
 
 # Doctor

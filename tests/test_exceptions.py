@@ -301,7 +301,7 @@ async def test_a_mark_that_goes_while_the_partition_is_being_acquired_stops_noth
             monkeypatch.setattr(member.holder, "on_beat", hear)
             monkeypatch.setattr(scripts, "acquire", acquire_late)
             # It stays a member for a little longer, as one does that has more to release.
-            stay = leaving._members[0]
+            stay = leaving.members[0]
             drain = stay.drain
 
             async def drain_late() -> None:

@@ -70,7 +70,7 @@ local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due'
 local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))
 local clock = tonumber(group[2] or newest) + step
 local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
-if not group[4] then
+if not group[4] and #order > 0 then
   epoch = now + 1000
   for _, owner in pairs(pairs_of(OWNERS)) do token = math.max(token, tonumber(owner:match('|(%d+)|'))) end
 end

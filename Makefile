@@ -7,11 +7,12 @@ USE := $(VENV)/.installed-use
 DEVELOP := $(VENV)/.installed-develop
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check faults format bench clean
 
 help:
 	@echo "make demo    the promise, proven: real flights, two workers, one killed half-way"
 	@echo "make test    all tests, on a server that they start themselves"
+	@echo "make faults  real processes and real faults, and a checker that reads the history; FAULT=F2 SEED=7 plays one"
 	@echo "make check   format, lint, types, import layers"
 	@echo "make bench   every figure of docs/performance.md, beside a hand-written redis-py loop"
 
@@ -32,6 +33,9 @@ demo: $(USE)
 
 test: $(DEVELOP)
 	$(BIN)/pytest $(ARGS)
+
+faults: $(DEVELOP)
+	$(BIN)/python -m faults $(FAULT) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(DEVELOP)
 	$(BIN)/ruff format --check .

@@ -24,9 +24,7 @@ def main() -> int:
     print(f"seed {seed}   server {binary or 'from the PATH'}   journals in {base}", flush=True)
     outcomes = []
     for name in names:
-        outcome = asyncio.run(
-            perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, mutant=given.mutant)
-        )
+        outcome = asyncio.run(perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds))
         outcomes.append(outcome)
         _report(outcome)
     broken = [outcome for outcome in outcomes if outcome.violations]
@@ -51,7 +49,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--server", help="the server program; default: the Valkey of the embedded extra")
     parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")
     parser.add_argument("--keep", action="store_true", help="keep the journals of a good run as well")
-    parser.add_argument("--mutant", default="", help="break the product on purpose, see faults/mutants.py")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     return parser.parse_args()
 

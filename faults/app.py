@@ -12,16 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faults.journal import Journal
-from faults.mutants import mutate
 from faults.records import PARTITIONS, Step
 from runnel import App
 from runnel._redis import scripts
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._worker import committer
-
-if mutant := os.environ.get("FAULTS_MUTANT"):
-    mutate(mutant)
 
 DIRECTORY = Path(os.environ["FAULTS_DIRECTORY"])
 SLOWEST = float(os.environ.get("FAULTS_HANDLER", "0.005"))

@@ -1,7 +1,7 @@
 """Says what is wrong with a history.
 
-After Jepsen's checkers for Kafka and for NATS: nothing here knows what was done, only what was promised. The checks
-have the numbers of ``docs/reliability.md``; C9 is about the end of a run and done by the stage.
+After Jepsen's checkers for Kafka and for NATS: nothing here knows what was done, only what was promised. C9 is
+about the end of a run, and done by the stage.
 """
 
 from bisect import bisect_right

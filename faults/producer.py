@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from faults.journal import Journal
-from faults.mutants import mutate
 from faults.records import PARTITIONS, Step, feed
 from runnel import App
 from runnel.errors import RedisUnavailable, RunnelError
@@ -95,6 +94,4 @@ async def main(name: str, kind: str, rate: float) -> None:
 
 
 if __name__ == "__main__":
-    if mutant := os.environ.get("FAULTS_MUTANT"):
-        mutate(mutant)
     asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

@@ -39,7 +39,7 @@ class Outcome:
 
 
 async def perform(
-    play: Play, seed: int, directory: Path, *, binary: str | Path | None, seconds: float | None, mutant: str = ""
+    play: Play, seed: int, directory: Path, *, binary: str | Path | None, seconds: float | None
 ) -> Outcome:
     """Play a fault.
 
@@ -52,8 +52,7 @@ async def perform(
     outcome = Outcome(play, seed, directory)
     started = time.monotonic()
     session = play.session if play.session is not None else Settings(name="default").session_timeout
-    environment = {**play.environment, **({"FAULTS_MUTANT": mutant} if mutant else {})}
-    stage = Stage(directory, _server(play, directory, binary), session, environment)
+    stage = Stage(directory, _server(play, directory, binary), session, dict(play.environment))
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
     try:

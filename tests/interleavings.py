@@ -1,10 +1,10 @@
 """Thousands of schedules of members, producers and faults, each a few milliseconds long; and known races, step by step.
 
 The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says
-what must be true after
-every step. The schedules of a normal run are always the same. More, and new ones:
+what must be true after every step. Not yet part of a normal run: the simulated producers do not know yet that an append
+names what is confirmed. By name, with more schedules and new ones:
 
-    RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py
+    RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/interleavings.py
 """
 
 import os

@@ -28,7 +28,6 @@ from runnel.admin import (
     retry_quarantine,
     skip_quarantine,
     status_of,
-    tail_of,
 )
 from runnel.admin import quarantine as quarantine_module
 from runnel.errors import ConfigurationError, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor

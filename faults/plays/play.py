@@ -56,7 +56,7 @@ class Play:
     """A fault, and what must hold besides C1 to C9.
 
     Attributes:
-        number: as in ``docs/reliability.md``.
+        number: F1 to F18.
         title: what is done.
         act: does it, on a stage where everything runs already.
         judge: further checks.

@@ -1,3 +1,0 @@
-"""All of it."""
-
-PLAYS = ()

@@ -1,0 +1,142 @@
+"""The checker of the fault suite finds each broken promise in a history that is otherwise good."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from faults.checker import check
+from faults.history import Acquire, Commit, Disturbance, Effect, Entry, History, Note, Send
+
+ONE, TWO = 101, 202
+"""Processes."""
+
+
+def good() -> History:
+    """Three events of one key; the first owner handles two of them and is killed, the second one handles the third."""
+    history = History()
+    for n in range(3):
+        send = Send(1.0 + n, ("p", n), "key", n, 7 * n, "O", 1.1 + n, (10 + n, 0))
+        history.sends[send.serial] = send
+        history.log.append(Entry(0, (10 + n, 0), "key", n, ("p", n), 7 * n))
+    history.acquires = [
+        Acquire(0.1, 0.2, ONE, 0, 1, "OK", (0, 0), 0, rolled_back=False),
+        Acquire(5.0, 5.1, TWO, 0, 2, "OK", (11, 0), 0, rolled_back=False),
+    ]
+    history.effects = [
+        Effect(2.0 + n, 2.5 + n, ONE if n < 2 else TWO, 0, 1 if n < 2 else 2, (10 + n, 0), "key", n, ("p", n), 7 * n)
+        for n in range(2)
+    ]
+    history.effects.append(Effect(5.2, 5.3, TWO, 0, 2, (12, 0), "key", 2, ("p", 2), 14))
+    history.commits = [
+        Commit(2.5, 2.6, ONE, 0, 1, "OK", (0, 0), (10, 0)),
+        Commit(3.5, 3.6, ONE, 0, 1, "OK", (10, 0), (11, 0)),
+        Commit(5.3, 5.4, TWO, 0, 2, "OK", (11, 0), (12, 0)),
+    ]
+    history.disturbances = [Disturbance("kill", 4.0, 4.0, ONE)]
+    return history
+
+
+def lost(history: History) -> None:
+    del history.effects[2]
+
+
+def skipped(history: History) -> None:
+    del history.effects[0]
+
+
+def out_of_order(history: History) -> None:
+    first, second = history.effects[:2]
+    history.effects[:2] = [
+        replace(first, started=second.started, ended=second.ended),
+        replace(second, started=first.started, ended=first.ended),
+    ]
+
+
+def went_back(history: History) -> None:
+    history.acquires[1] = replace(history.acquires[1], offset=(10, 0))
+    history.effects[2:2] = [replace(history.effects[1], started=5.15, ended=5.16, pid=TWO, token=2)]
+
+
+def chain_broken(history: History) -> None:
+    history.commits[1] = replace(history.commits[1], previous=(9, 0))
+
+
+def two_commits_from_one_position(history: History) -> None:
+    history.commits.insert(1, Commit(2.7, 2.8, ONE, 0, 1, "OK", (0, 0), (11, 0)))
+
+
+def zombie_commits(history: History) -> None:
+    history.commits.append(Commit(6.0, 6.1, ONE, 0, 1, "OK", (11, 0), (12, 0)))
+
+
+def one_token_for_two(history: History) -> None:
+    history.acquires[1] = replace(history.acquires[1], token=1)
+
+
+def two_owners_at_once(history: History) -> None:
+    history.effects[1] = replace(history.effects[1], ended=6.0)
+    history.effects.sort(key=lambda effect: effect.ended)
+
+
+def garbled(history: History) -> None:
+    history.effects[0] = replace(history.effects[0], check=1)
+
+
+def refused_but_there(history: History) -> None:
+    history.sends["p", 1].outcome = "F"
+
+
+def made_up(history: History) -> None:
+    del history.sends["p", 1]
+
+
+def doubled(history: History) -> None:
+    history.log.append(replace(history.log[0], id=(13, 0)))
+
+
+def test_a_good_history_breaks_nothing() -> None:
+    assert check(good()) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "broken"),
+    [
+        (lost, "C1"),
+        (chain_broken, "C2"),
+        (two_commits_from_one_position, "C2"),
+        (skipped, "C3"),
+        (out_of_order, "C3"),
+        (went_back, "C3"),
+        (zombie_commits, "C4"),
+        (one_token_for_two, "C4"),
+        (two_owners_at_once, "C5"),
+        (garbled, "C6"),
+        (refused_but_there, "C7"),
+        (made_up, "C7"),
+        (doubled, "C8"),
+    ],
+)
+def test_each_broken_promise_is_found(spoil: Callable[[History], None], broken: str) -> None:
+    history = good()
+    spoil(history)
+    assert broken in {violation.check for violation in check(history)}
+
+
+def test_what_a_crash_of_the_server_took_must_have_been_reported() -> None:
+    history = good()
+    del history.effects[2], history.log[2]
+    history.disturbances.append(Disturbance("crash", 3.5, 4.5))
+    assert {violation.check for violation in check(history)} == {"C1"}
+    history.notes.append(Note(5.0, TWO, "PartitionRewound", {"partition": -1, "reason": "rollback"}))
+    assert {violation.check for violation in check(history)} == {"C1"}, "of another partition"
+    history.notes.append(Note(5.0, TWO, "SequenceGap", {"partition": 0}))
+    assert check(history) == []
+    history.disturbances[-1] = Disturbance("crash", 9.0, 9.5)
+    assert {violation.check for violation in check(history)} == {"C1"}, "long before the crash"
+
+
+def test_two_owners_at_once_are_no_wonder_where_the_old_one_was_frozen() -> None:
+    history = good()
+    two_owners_at_once(history)
+    history.disturbances.append(Disturbance("freeze", 3.1, 5.9, ONE))
+    assert check(history) == []

@@ -55,7 +55,7 @@ class Proxy:
         """Forward again, beginning with what was held."""
         self._up.set()
         self._down.set()
-        self.delay, self.trickle = 0.0, False
+        self.delay, self.trickle, self._tamper = 0.0, False, None
 
     def swallow_reply(self) -> None:
         """The next piece that the server sends does not arrive; the connection stays."""

@@ -38,15 +38,17 @@ steps = app.stream(
 
 async def handle(step: Step) -> None:
     """Take as long as the event says: 0 to 5 ms, one in a thousand a second, and what a fault has ordered."""
-    if step.body.startswith("block "):  # the mistake under test: nothing else runs meanwhile
-        time.sleep(float(step.body[6:]))  # noqa: ASYNC251
-    elif step.body.startswith("hold ") and (once := DIRECTORY / f"held-{step.producer}-{step.serial}"):
-        # A C function that does not give up the interpreter's lock. Only once: the next owner would be lost as well.
+    order, _, rest = step.body.partition(" ")
+    seconds, _, number = rest.partition(" ")
+    if order == "block":  # the mistake under test: nothing else runs meanwhile
+        time.sleep(float(seconds))  # noqa: ASYNC251
+        journal.write("X", f"{time.monotonic():.4f}", number)
+    elif order == "hold":  # a C function that does not give up the interpreter's lock
+        once = DIRECTORY / f"held-{number}"  # the next owner would be lost as well
         if not once.exists():
             once.touch()
-            ctypes.PyDLL(None).usleep(int(float(step.body[5:]) * 1e6))
-    elif step.body.startswith("slow "):
-        await asyncio.sleep(float(step.body[5:]))
+            ctypes.PyDLL(None).usleep(int(float(seconds) * 1e6))
+            journal.write("X", f"{time.monotonic():.4f}", number)
     elif random.random() < LONG_SHARE:
         await asyncio.sleep(1.0)
     elif SLOWEST:

@@ -184,6 +184,8 @@ def _take(found: History, kind: str, f: list[str], pid: int, producer: str) -> N
             )
         case "N":
             found.notes.append(Note(float(f[0]), pid, f[1], json.loads(f[2])))
+        case "X":
+            pass  # for the play that gave the order
         case "I":
             serial = (producer, int(f[1]))
             found.sends[serial] = Send(float(f[0]), serial, f[2], int(f[3]), int(f[4]))

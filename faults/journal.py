@@ -10,6 +10,7 @@ E     started ended partition token id key number producer serial check         
 A     sent answered partition token status offset lost rolled_back                a worker, per acquire
 C     sent answered partition token status previous offset                        a worker, per commit
 N     at name fields (JSON)                                                       a worker, per announcement
+X     at number                                                                   a handler: an order is done
 I     at serial key number check                                                  a producer, before it sends
 O     at serial id                                                                a producer: sent
 F     at serial error                                                             a producer: refused

@@ -1,7 +1,7 @@
 """A process that sends: ``python -m faults.producer NAME KIND RATE``. Ends at SIGTERM, when everything has an outcome.
 
-Most events are sent one by one, without waiting for the one before; some in lists. What is sent follows the feed; an
-order of the form ``serial=body`` lines in the file ``NAME.orders`` is taken over into the next events.
+Most events are sent one by one, without waiting for the one before; some in lists. What is sent follows the feed; what
+the file ``NAME.orders`` holds becomes the body of the next event.
 """
 
 import asyncio

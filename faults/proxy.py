@@ -12,8 +12,6 @@ class Proxy:
     """Forwards connections to a port of this machine, with the faults that are set.
 
     Attributes:
-        up: what clients send is forwarded; else it is held until it is again, also if the client has gone meanwhile.
-        down: the same for what the server sends.
         delay: seconds that everything takes, each way.
         trickle: forward one byte at a time.
     """
@@ -45,7 +43,7 @@ class Proxy:
         return f"redis://{host}:{port}"
 
     def cut(self, *, up: bool = True, down: bool = True) -> None:
-        """Hold what is sent, in the given directions."""
+        """Hold what is sent, in the given directions, until it is mended; also if the client has gone meanwhile."""
         if up:
             self._up.clear()
         if down:

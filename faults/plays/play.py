@@ -21,7 +21,7 @@ class Scene:
         proxied: whether processes connect through a proxy of their own.
         proxies: by worker or producer, where the play wants them.
         figures: what the play has measured, by name; seconds or numbers.
-        orders: which orders to producers were carried out: file and entry.
+        orders: how many orders were given to producers.
         began: when everything ran, and the play began.
         ended: when everything was handled, and the workers were told to stop.
         orders: which orders to producers were carried out: file and entry.
@@ -33,7 +33,7 @@ class Scene:
     proxied: bool
     proxies: dict[Process, Proxy] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    orders: set[tuple[str, str]] = field(default_factory=set)
+    orders: int = 0
     began: float = 0.0
     ended: float = 0.0
 

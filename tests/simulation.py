@@ -440,9 +440,7 @@ class Producer(Caller):
 
     def compose(self, partition: int, values: list[bytes]) -> None:
         sequence = self.sequences.get(partition, 0) + 1
-        batch = Batch(
-            partition, f"{self.name}.{self.lives}", sequence, sequence - 1, [(b"data", value) for value in values]
-        )
+        batch = Batch(partition, f"{self.name}.{self.lives}", sequence, sequence - 1, values, b"data")
 
         def answered(answers: Sequence[scripts.Appended]) -> None:
             [answer] = answers

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from runnel._redis.link import Endpoint
-from runnel._redis.producer import Limits
+from runnel._redis.producer import Limits, Producer
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
@@ -302,9 +302,9 @@ class App:
 
     # Sending
 
-    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
-        """Append entries; what :meth:`Stream.send` calls."""
-        return self._outbox().send(stream, items)
+    def producer(self, stream: Stream[Any]) -> Producer:
+        """What :meth:`Stream.send` sends through, on this event loop."""
+        return self._outbox().producer(stream)
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
@@ -20,22 +20,28 @@ ONCE_EXPIRY = 7 * 24 * 3600 * 1000
 
 
 class Outbox:
-    """One connection, and a producer per stream, made when something is sent to it first."""
+    """Two connections, the second one for when there is much to send, and a producer per stream."""
 
     def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._link = Link(endpoint)
+        self._link, self._second = Link(endpoint), Link(endpoint)
         self._producers: dict[str, Producer] = {}
 
-    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
+    def producer(self, stream: Stream[Any]) -> Producer:
+        """The producer of a stream, made when something is sent to it first."""
         producer = self._producers.get(stream.name)
         if producer is None:
             link = self._link
             producer = Producer(
-                link, stream.keys, stream.options.limits, self._instruments, lambda: stream.declare(link)
+                (link, self._second),
+                stream.keys,
+                stream.codec.field,
+                stream.options.limits,
+                self._instruments,
+                lambda: stream.declare(link),
             )
             self._producers[stream.name] = producer
-        return producer.send(items)
+        return producer
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
         limits = stream.options.limits
@@ -63,3 +69,4 @@ class Outbox:
         for producer in self._producers.values():
             await producer.close()
         await self._link.close()
+        await self._second.close()

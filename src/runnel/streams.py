@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from runnel._core.routing import hasher_name, partition_of
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
-from runnel._redis.producer import Limits
+from runnel._redis.producer import Limits, Producer
 from runnel._redis.queries import metadata
 from runnel._redis.scripts import declare
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
@@ -25,8 +25,8 @@ R = TypeVar("R", bound=Record)
 class Outlet(Protocol):
     """What a stream sends through; the app implements it."""
 
-    def send(self, stream: "Stream[Any]", items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
-        """Append entries to partitions; returns their ids."""
+    def producer(self, stream: "Stream[Any]") -> Producer:
+        """What appends to it, on the event loop that runs."""
 
     async def send_once(self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
@@ -103,15 +103,22 @@ class Stream(Generic[R]):
         Example:
             ``await orders.send(Order(order_id=1, amount=9.99))``
         """
-        for record in records:
-            if not isinstance(record, self.record):
-                raise RecordError(
-                    f'The stream "{self.name}" takes records of {self.record.__name__}, not {type(record).__name__}.'
-                )
+        # Every record is encoded before any is sent.
         if len(records) == 1:
-            return list(await self.outlet.send(self, [(self.partition_of(records[0]), self.codec.encode(records[0]))]))
-        items = list(zip(self._partitions_of(records), map(self.codec.encode, records), strict=True))
-        return list(await self.outlet.send(self, items)) if items else []
+            [record] = records
+            if not isinstance(record, self.record):
+                raise self._not_of_ours(type(record))
+            [partition] = self._partitions_of(records)
+            return await self.outlet.producer(self).send_one(partition, self.codec.encode(record))
+        for kind in set(map(type, records)):
+            if not issubclass(kind, self.record):
+                raise self._not_of_ours(kind)
+        partitions = self._partitions_of(records)
+        entries = list(map(self.codec.encode, records))
+        return await self.outlet.producer(self).send(partitions, entries) if records else []
+
+    def _not_of_ours(self, kind: type) -> RecordError:
+        return RecordError(f'The stream "{self.name}" takes records of {self.record.__name__}, not {kind.__name__}.')
 
     def _partitions_of(self, records: Sequence[R]) -> list[int]:
         """:meth:`partition_of` each, without its calls: 0.16 instead of 0.23 µs per record."""

@@ -1,21 +1,24 @@
 """Appending: everything one process sends to one stream.
 
-One append is in flight at a time; what is sent meanwhile goes together with the next one, so concurrent sends share
-round trips by themselves. Every append carries a sequence per partition, so that it can be repeated after a lost reply
-without a duplicate.
+Of each partition, one append is in flight at a time; what is sent meanwhile goes together with the next one, so
+concurrent sends share round trips by themselves. Every append carries a sequence per partition, so that it can be
+repeated after a lost reply without a duplicate.
 """
 
 import asyncio
 import random
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from runnel._core.backoff import delays
 from runnel._core.entry_ids import consecutive
+from runnel._redis.begun import begin
 from runnel._redis.keys import StreamKeys
+from runnel._redis.lane import Lane
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Appended, AppendStatus, Batch, Entry, append
@@ -30,6 +33,12 @@ BATCH_ENTRIES = 1_000
 BATCH_BYTES = 1_000_000
 """Bytes of one append, roughly. Other clients of the server wait for so long, not for longer."""
 
+PLENTY = 500
+"""Entries that are worth two appends, each of half the partitions, over two connections: while the server works at one
+of them, we compose or settle the other. The first of them is then on its way before ``send`` returns to its caller."""
+
+_monotonic = time.monotonic
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -41,40 +50,20 @@ class Limits:
     send_timeout: float
 
 
-class _Parcel:
-    """What one call of ``send`` has for one partition. Its result is the ids of its entries."""
+@dataclass(slots=True)
+class _Line:
+    """A connection, and the task that sends over it, while there is something to send."""
 
-    __slots__ = ("entries", "full_until", "ids", "sent")
+    link: Link
+    task: asyncio.Task[None] | None = None
 
-    def __init__(self, entries: list[Entry], sent: asyncio.Future[Sequence[str]], full_until: float) -> None:
-        self.entries = entries
-        self.sent = sent
-        self.full_until = full_until
-        self.ids: Sequence[str] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """The parcels for one partition, in order.
-
-    Attributes:
-        sequence: the last one that was used.
-        confirmed: the last one that is known to be stored; those between had an unknown outcome.
-        confirmed_at: when it was stored, on the monotonic clock.
-        retry_at: when to try again, while the partition is full.
-        waits: how long to wait then.
-    """
-
-    parcels: deque[_Parcel] = field(default_factory=deque)
-    sequence: int = 0
-    confirmed: int = 0
-    confirmed_at: float = 0.0
-    retry_at: float = 0.0
-    waits: Iterator[float] | None = None
+    @property
+    def free(self) -> bool:
+        return self.task is None or self.task.done()
 
 
-def _size(entry: Entry) -> int:
-    return len(entry[1]) if len(entry) == 2 else sum(map(len, entry))
+def _size_of_fields(entry: Sequence[bytes]) -> int:
+    return sum(map(len, entry))
 
 
 class Producer:
@@ -82,177 +71,174 @@ class Producer:
 
     def __init__(
         self,
-        link: Link,
+        links: Sequence[Link],
         keys: StreamKeys,
+        field: bytes,
         limits: Limits,
         instruments: Instruments,
         prepare: Callable[[], Awaitable[None]],
     ) -> None:
         """Arguments:
-        link: used by this producer and others of the same loop.
+        links: used by this producer and others of the same loop; those behind the first one when there is much to send.
         keys: of the stream.
+        field: the only one of every entry, which is then given as its value; empty where there are several.
         limits: of the stream.
         instruments: where to announce.
         prepare: what must have been done before the first append; what it raises is what the sends raise.
         """
         self._prepare: Callable[[], Awaitable[None]] | None = prepare
-        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._lines = [_Line(link) for link in links]
         self._keys = keys
+        self._field = field
+        self._size_of: Callable[[Any], int] = len if field else _size_of_fields
         self._limits = limits
+        self._most = BATCH_ENTRIES if limits.partition_size == 0 else min(BATCH_ENTRIES, limits.partition_size)
         self._instruments = instruments
         self._name = uuid4().hex[:16]
-        self._lanes: dict[int, _Lane] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
+        self._fresh = 0
+        """Entries that came since the last time that an append was composed."""
         self._more = asyncio.Event()
         # A sequence must outlive every retry that could refer to it.
         self._expiry = int(max(60.0, 4 * limits.send_timeout) * 1000)
 
-    def send(self, items: Sequence[tuple[int, Entry]]) -> Awaitable[Sequence[str]]:
+    def send_one(self, partition: int, entry: Entry | bytes) -> Awaitable[list[str]]:
+        """Append an entry; as :meth:`send`, of which it is the short form.
+
+        Many at once are the hot path: 5.1 instead of 8.3 µs each, with all that comes before and behind it.
+        """
+        sent: asyncio.Future[list[str]] = self._loop.create_future()
+        lane = self._lanes[partition]
+        lane.entries.append(entry)
+        lane.parcels.append((sent, 1, _monotonic()))
+        self._fresh += 1
+        if self._fresh == 1:
+            self._loop.call_soon(self._start)  # those that follow in the same turn of the loop go with it
+        elif self._fresh == PLENTY:
+            self._start()
+        return sent
+
+    async def send(self, partitions: Sequence[int], entries: Iterable[Entry | bytes]) -> list[str]:
         """Append entries. Those for one partition are appended in the order given, and in the order of the calls.
 
         Arguments:
-            items: partition and fields of each entry; at least one.
+            partitions: of each entry.
+            entries: the fields of each, or the value where there is only one.
 
         Returns:
-            The id of each entry, when they are awaited.
+            The id of each entry.
 
         Raises:
             StreamFull: a partition stayed full. Entries for other partitions were appended.
             RedisUnavailable: no answer within ``send_timeout``. The entries may have been appended.
         """
-        loop = asyncio.get_running_loop()
-        full_until = time.monotonic() + self._limits.on_full_timeout
-        if (
-            len(items) == 1
-        ):  # one of many concurrent sends, perhaps: no dictionary for it, which the collector would visit
-            [(partition, entry)] = items
-            single = self._enqueue(partition, entry, loop, full_until)
-            self._wake(loop)
-            return single.sent
-        parcels: dict[int, _Parcel] = {}
-        for partition, entry in items:
-            parcel = parcels.get(partition)
-            if parcel is None:
-                parcels[partition] = self._enqueue(partition, entry, loop, full_until)
-            else:
-                parcel.entries.append(entry)
-        self._wake(loop)
-        return self._all_of([partition for partition, _ in items], parcels)
-
-    def _enqueue(self, partition: int, entry: Entry, loop: asyncio.AbstractEventLoop, full_until: float) -> _Parcel:
-        parcel = _Parcel([entry], loop.create_future(), full_until)
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = _Lane()
-        lane.parcels.append(parcel)
-        return parcel
-
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run(), name="runnel-producer")
-        self._more.set()
-
-    async def _all_of(self, order: list[int], parcels: dict[int, _Parcel]) -> Sequence[str]:
-        """The ids for several partitions, in the order of the entries."""
-        outcomes = await asyncio.gather(*(parcel.sent for parcel in parcels.values()), return_exceptions=True)
+        now = _monotonic()
+        grouped: defaultdict[int, list[Entry | bytes]] = defaultdict(list)
+        for partition, entry in zip(partitions, entries, strict=True):
+            grouped[partition].append(entry)
+        parcels: dict[int, asyncio.Future[list[str]]] = {}
+        for partition, group in grouped.items():
+            parcels[partition] = self._loop.create_future()
+            lane = self._lanes[partition]
+            lane.entries += group
+            lane.parcels.append((parcels[partition], len(group), now))
+        self._fresh += len(partitions)
+        self._start()
+        outcomes = await asyncio.gather(*parcels.values(), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        ids = {partition: iter(parcel.sent.result()) for partition, parcel in parcels.items()}
-        return [next(ids[partition]) for partition in order]
+        ids = {partition: iter(sent.result()) for partition, sent in parcels.items()}
+        return [next(ids[partition]) for partition in partitions]
 
     async def close(self) -> None:
         """Wait until everything is sent or has failed."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        if any(lane.parcels for lane in self._lanes.values()):
+            self._start()
+        while tasks := [line.task for line in self._lines if line.task is not None and not line.task.done()]:
+            await asyncio.wait(tasks)
 
-    async def _run(self) -> None:
+    def _start(self) -> None:
+        """Send what waits over the connections that are free. What finds none goes when one of them is again."""
+        self._more.set()
+        waiting = sum([len(lane.entries) for lane in self._lanes.values() if not lane.under_way])
+        plenty = waiting >= PLENTY and self._prepare is None
+        for line in self._lines if plenty else self._lines[:1]:
+            if not line.free:
+                continue
+            sending = self._run(line.link, waiting // 2 if plenty else waiting)
+            if self._prepare is None and line.link.ready:
+                line.task = begin(self._loop, sending)
+            else:
+                line.task = self._loop.create_task(sending, name="runnel-producer")
+
+    async def _run(self, link: Link, share: int) -> None:
+        """Send until nothing waits that is not under way already; at first, only so many entries or a little more."""
         if self._prepare is not None:
             try:
                 await self._prepare()
             except RunnelError as error:
                 for lane in self._lanes.values():
-                    self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)
-                    lane.parcels.clear()
+                    lane.fail(len(lane.entries), error)
+                    lane.leave_out()
+                self._fresh = 0
                 return
             self._prepare = None
         while True:
             self._more.clear()
-            ready = self._ready_lanes()
-            if ready is None:
-                return
-            if isinstance(ready, float):
-                try:
-                    async with asyncio.timeout(ready):
-                        await self._more.wait()
-                except TimeoutError:
-                    pass
+            batches = self._compose(share)
+            share = BATCH_BYTES
+            if batches:
+                await self._append(link, batches)
                 continue
-            by_slot: dict[int, list[int]] = {}
-            for partition in ready:
-                by_slot.setdefault(self._keys.slot_group(partition), []).append(partition)
-            for slot_group, partitions in by_slot.items():
-                await self._append(slot_group, partitions)
+            retries = [lane.retry_at for lane in self._lanes.values() if lane.parcels and not lane.under_way]
+            if not retries:
+                return
+            try:
+                async with asyncio.timeout(min(retries) - _monotonic()):
+                    await self._more.wait()
+            except TimeoutError:
+                pass
 
-    def _ready_lanes(self) -> list[int] | float | None:
-        """The partitions to append to now; or the seconds until there are any; or ``None`` if all is sent."""
-        now = time.monotonic()
-        ready: list[int] = []
-        earliest: float | None = None
+    def _compose(self, share: int) -> list[Batch]:
+        """The next append: of partitions that are in the same slot, until so many entries are together."""
+        self._fresh = 0
+        now = _monotonic()
+        batches: list[Batch] = []
+        taken, room, slot_group = 0, BATCH_BYTES, -1
         for partition, lane in self._lanes.items():
+            if not lane.parcels or lane.under_way or lane.retry_at > now:
+                continue
+            if batches and self._keys.slot_group(partition) != slot_group:
+                continue
+            lane.leave_out()
             if not lane.parcels:
                 continue
-            # Those that were cancelled by their callers, or have failed, are not sent.
-            alive = [parcel for parcel in lane.parcels if not parcel.sent.done()]
-            if len(alive) < len(lane.parcels):
-                lane.parcels = deque(alive)
-            if not alive:
-                continue
-            if lane.retry_at <= now:
-                ready.append(partition)
-            else:
-                earliest = lane.retry_at if earliest is None else min(earliest, lane.retry_at)
-        if ready:
-            return ready
-        return None if earliest is None else earliest - now
+            entries, size = lane.first(self._most, room, self._size_of)
+            # What was not used for so long may be forgotten by now; that is no loss.
+            expired = now > lane.confirmed_at + self._expiry / 2000
+            confirmed = 0 if expired else lane.confirmed
+            batches.append(Batch(partition, self._name, lane.sequence + 1, confirmed, entries, self._field))
+            lane.under_way = True
+            slot_group = self._keys.slot_group(partition)
+            taken, room = taken + len(entries), room - size
+            if taken >= share or room < 0:
+                break
+        return batches
 
-    async def _append(self, slot_group: int, partitions: list[int]) -> None:
-        """Compose one append, and see it through."""
-        batches: list[Batch] = []
-        size = 0
-        most = BATCH_ENTRIES if self._limits.partition_size == 0 else min(BATCH_ENTRIES, self._limits.partition_size)
-        for partition in partitions:
-            lane = self._lanes[partition]
-            entries: list[Entry] = []
-            for parcel in lane.parcels:
-                if len(entries) == most or size > BATCH_BYTES:
-                    break
-                rest = parcel.entries[len(parcel.ids) :] if parcel.ids else parcel.entries
-                if len(entries) + len(rest) <= most and size + (more := sum([_size(e) for e in rest])) <= BATCH_BYTES:
-                    entries += rest
-                    size += more
-                    continue
-                for entry in rest:
-                    if len(entries) == most or size > BATCH_BYTES:
-                        break
-                    entries.append(entry)
-                    size += _size(entry)
-            if entries:
-                # What was not used for so long may be forgotten by now; that is no loss.
-                expired = time.monotonic() > lane.confirmed_at + self._expiry / 2000
-                confirmed = 0 if expired else lane.confirmed
-                batches.append(Batch(partition, self._name, lane.sequence + 1, confirmed, entries))
-        if not batches:
-            return
-        # From here on the composition is fixed: a retry must repeat it to the byte. Callers that are cancelled now
-        # have sent nevertheless.
+    async def _append(self, link: Link, batches: Sequence[Batch]) -> None:
+        """See an append through. Its composition is fixed: a retry must repeat it to the byte.
+
+        Callers that are cancelled meanwhile have sent nevertheless.
+        """
         try:
             answers = await patiently(
                 "send",
                 lambda: append(
-                    self._link,
+                    link,
                     self._keys,
-                    slot_group,
+                    self._keys.slot_group(batches[0].partition),
                     batches,
                     limit=self._limits.partition_size,
                     trim=self._limits.on_full == "trim",
@@ -266,8 +252,11 @@ class Producer:
             for batch in batches:
                 lane = self._lanes[batch.partition]
                 lane.sequence = batch.sequence
-                self._fail(lane, len(batch.entries), error)
+                lane.fail(len(batch.entries), error)
             return
+        finally:
+            for batch in batches:
+                self._lanes[batch.partition].under_way = False
         for batch, answer in zip(batches, answers, strict=True):
             self._settle(batch, answer)
 
@@ -276,56 +265,30 @@ class Producer:
         match answer.status:
             case AppendStatus.OK | AppendStatus.DUP:
                 lane.sequence = lane.confirmed = batch.sequence
-                lane.confirmed_at = time.monotonic()
+                lane.confirmed_at = _monotonic()
                 lane.waits = None
-                self._deliver(lane, consecutive(answer.detail, len(batch.entries)))
+                lane.deliver(consecutive(answer.detail, len(batch.entries)))
             case AppendStatus.GAP:
                 stored = int(answer.detail)
                 self._instruments.announce(SequenceGap(self._keys.stream, batch.partition, stored, batch.sequence))
                 lane.confirmed = stored  # that is what there is; the batch is sent again
             case AppendStatus.FULL:
-                self._wait_for_room(lane, batch, answer.detail.decode())
+                self._wait_for_room(lane, batch.partition, answer.detail.decode())
 
-    def _deliver(self, lane: _Lane, ids: list[str]) -> None:
-        at = 0
-        while at < len(ids):
-            parcel = lane.parcels[0]
-            if len(parcel.entries) == 1:  # one of many concurrent sends
-                lane.parcels.popleft()
-                if not parcel.sent.done():
-                    parcel.sent.set_result([ids[at]])
-                at += 1
-                continue
-            part = ids[at : at + len(parcel.entries) - len(parcel.ids)]
-            parcel.ids = [*parcel.ids, *part]
-            at += len(part)
-            if len(parcel.ids) == len(parcel.entries):
-                lane.parcels.popleft()
-                if not parcel.sent.done():
-                    parcel.sent.set_result(parcel.ids)
-
-    def _wait_for_room(self, lane: _Lane, batch: Batch, processor: str) -> None:
-        now = time.monotonic()
+    def _wait_for_room(self, lane: Lane, partition: int, processor: str) -> None:
+        now = _monotonic()
         if lane.waits is None:
             lane.waits = delays(0.01, 0.5, random.random)
         lane.retry_at = now + next(lane.waits)
-        for parcel in lane.parcels:
-            if parcel.sent.done() or (self._limits.on_full == "wait" and now < parcel.full_until):
-                continue
-            parcel.sent.set_exception(
-                StreamFull(
-                    f'Partition {batch.partition} of stream "{self._keys.stream}" is full: '
-                    f'{self._limits.partition_size} entries are not yet processed by "{processor}". '
-                    f"{len(parcel.ids)} of {len(parcel.entries)} events for it were appended. Start more workers, "
-                    'raise partition_size, or use on_full="trim" if the oldest events may be dropped.'
+        appended = len(lane.ids)
+        for sent, number, since in lane.parcels:
+            if not sent.done() and not (self._limits.on_full == "wait" and now < since + self._limits.on_full_timeout):
+                sent.set_exception(
+                    StreamFull(
+                        f'Partition {partition} of stream "{self._keys.stream}" is full: '
+                        f'{self._limits.partition_size} entries are not yet processed by "{processor}". '
+                        f"{appended} of {number} events for it were appended. Start more workers, "
+                        'raise partition_size, or use on_full="trim" if the oldest events may be dropped.'
+                    )
                 )
-            )
-
-    def _fail(self, lane: _Lane, number: int, error: RunnelError) -> None:
-        """Fail the parcels that the first ``number`` unsent entries of a lane belong to."""
-        for parcel in lane.parcels:
-            if number <= 0:
-                break
-            number -= len(parcel.entries) - len(parcel.ids)
-            if not parcel.sent.done():
-                parcel.sent.set_exception(error)
+            appended = 0

@@ -1,5 +1,6 @@
 """A stream: typed records, partitioned by a key."""
 
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, index
@@ -83,6 +84,7 @@ class Stream(Generic[R]):
             else StructuredCodec(record, options.serializer, options.compressor)
         )
         self.outlet = outlet
+        self._producer: Producer | None = None
 
     async def send(self, *records: R) -> list[str]:
         """Append records to the stream, each to the partition of its key. Those with equal keys keep their order.
@@ -108,8 +110,15 @@ class Stream(Generic[R]):
             [record] = records
             if not isinstance(record, self.record):
                 raise self._not_of_ours(type(record))
-            [partition] = self._partitions_of(records)
-            return await self.outlet.producer(self).send_one(partition, self.codec.encode(record))
+            try:  # partition_of, without its calls: 0.4 instead of 0.8 µs
+                partition = index(self.options.hasher(self._key(record))) % self.partition_count
+            except Exception:
+                partition = self.partition_of(record)  # says what is wrong
+            entry = self.codec.encode(record)
+            producer = self._producer
+            if producer is None or producer.loop is not get_running_loop():
+                producer = self._producer = self.outlet.producer(self)  # 0.7 µs
+            return await producer.send_one(partition, entry)
         for kind in set(map(type, records)):
             if not issubclass(kind, self.record):
                 raise self._not_of_ours(kind)

@@ -67,7 +67,11 @@ def _size_of_fields(entry: Sequence[bytes]) -> int:
 
 
 class Producer:
-    """Sends to one stream, from one event loop."""
+    """Sends to one stream, from one event loop.
+
+    Attributes:
+        loop: that loop; ``None`` when it is closed.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,8 @@ class Producer:
         prepare: what must have been done before the first append; what it raises is what the sends raise.
         """
         self._prepare: Callable[[], Awaitable[None]] | None = prepare
-        self._loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        self._loop = self.loop
         self._lines = [_Line(link) for link in links]
         self._keys = keys
         self._field = field
@@ -156,6 +161,7 @@ class Producer:
         """Wait until everything is sent or has failed."""
         if any(lane.parcels for lane in self._lanes.values()):
             self._start()
+        self.loop = None
         while tasks := [line.task for line in self._lines if line.task is not None and not line.task.done()]:
             await asyncio.wait(tasks)
 

@@ -84,6 +84,8 @@ class Stream(Generic[R]):
             else StructuredCodec(record, options.serializer, options.compressor)
         )
         self.outlet = outlet
+        self._hasher = options.hasher
+        self._encode = self.codec.encode
         self._producer: Producer | None = None
 
     async def send(self, *records: R) -> list[str]:
@@ -111,10 +113,10 @@ class Stream(Generic[R]):
             if not isinstance(record, self.record):
                 raise self._not_of_ours(type(record))
             try:  # partition_of, without its calls: 0.4 instead of 0.8 µs
-                partition = index(self.options.hasher(self._key(record))) % self.partition_count
+                partition = index(self._hasher(self._key(record))) % self.partition_count
             except Exception:
                 partition = self.partition_of(record)  # says what is wrong
-            entry = self.codec.encode(record)
+            entry = self._encode(record)
             producer = self._producer
             if producer is None or producer.loop is not get_running_loop():
                 producer = self._producer = self.outlet.producer(self)  # 0.7 µs
@@ -123,7 +125,7 @@ class Stream(Generic[R]):
             if not issubclass(kind, self.record):
                 raise self._not_of_ours(kind)
         partitions = self._partitions_of(records)
-        entries = list(map(self.codec.encode, records))
+        entries = list(map(self._encode, records))
         return await self.outlet.producer(self).send(partitions, entries) if records else []
 
     def _not_of_ours(self, kind: type) -> RecordError:
@@ -131,7 +133,7 @@ class Stream(Generic[R]):
 
     def _partitions_of(self, records: Sequence[R]) -> list[int]:
         """:meth:`partition_of` each, without its calls: 0.16 instead of 0.23 µs per record."""
-        hasher, count = self.options.hasher, self.partition_count
+        hasher, count = self._hasher, self.partition_count
         try:
             return [index(hasher(key)) % count for key in map(self._key, records)]
         except Exception:

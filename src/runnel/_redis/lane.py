@@ -81,11 +81,11 @@ class Lane:
     def deliver(self, ids: list[str]) -> None:
         """The first entries are appended under these ids."""
         del self.entries[: len(ids)]
-        at = 0
-        while at < len(ids):
-            sent, number, _ = self.parcels[0]
+        parcels, at, end = self.parcels, 0, len(ids)
+        while at < end:
+            sent, number, _ = parcels[0]
             if number == 1:  # one of many concurrent sends, perhaps
-                self.parcels.popleft()
+                parcels.popleft()
                 if not sent.done():
                     sent.set_result([ids[at]])
                 at += 1
@@ -94,7 +94,7 @@ class Lane:
             at += len(part)
             self.ids += part
             if len(self.ids) == number:
-                self.parcels.popleft()
+                parcels.popleft()
                 if not sent.done():
                     sent.set_result(self.ids)
                 self.ids = []

@@ -130,6 +130,42 @@ async def test_a_cancelled_send_leaves_the_others_in_order(app_name: str, redis_
         assert set(found) >= {n for n in range(200) if n % 7}
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+async def test_a_thousand_concurrent_sends_keep_the_order_of_their_calls_and_get_their_own_ids(
+    app_name: str, redis_url: str, rounds: int
+) -> None:
+    """Enough for two connections at a time: part of it is on its way before the last of the calls."""
+    async with App(name=app_name, redis_url=redis_url, partition_count=8) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        sent: list[tuple[Step, str]] = []
+        for number in range(rounds):
+            records = [Step(key=f"key-{n % 23}", n=n) for n in range(number * 1200, (number + 1) * 1200)]
+            answers = await asyncio.gather(*(stream.send(record) for record in records))
+            sent += [(record, entry_id) for record, [entry_id] in zip(records, answers, strict=True)]
+        async with inspecting(app) as redis:
+            for partition in range(8):
+                stored = [
+                    (Step.model_validate_json(fields[b"data"]), entry_id)
+                    for entry_id, fields in await redis.entries(stream, partition)
+                ]
+                assert stored == [item for item in sent if stream.partition_of(item[0]) == partition]
+
+
+async def test_what_is_left_of_a_cancelled_send_is_not_sent(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=10)
+    await register(app, stream)
+    cancelled = asyncio.create_task(stream.send(*steps("a", 25)))
+    later = asyncio.create_task(stream.send(Step(key="a", n=25)))
+    async with inspecting(app) as redis:
+        await eventually(lambda: redis.link.call("XLEN", stream.keys.log(0)))
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    async with running(app):
+        assert len(await later) == 1
+        await eventually(lambda: seen and seen[-1] == 25)
+    assert seen == [*range(10), 25]
+
+
 async def test_closing_an_app_sends_what_is_under_way(app_name: str, redis_url: str) -> None:
     app = App(name=app_name, redis_url=redis_url, partition_count=1)
     stream = app.stream("steps", record=Step, partition_by="key")

@@ -7,6 +7,7 @@ comparison with ``Feed.check_at``.
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from runnel._core.meters import Meter, Stopwatch
@@ -272,6 +273,7 @@ class Events(Generic[R]):
         if previous is not None:
             self._loops.remove(previous)
             await _finish(previous)
+            await self._settle()
 
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
@@ -308,7 +310,13 @@ class Events(Generic[R]):
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
-        while await self._settle():
+        while True:
+            held = self._held
+            if held is not None:  # as in _settle, without its coroutine: 1.5 instead of 1.7 µs per event
+                self._held = None
+                feed.finish(held[0], 1)  # type: ignore[arg-type]
+                if self._commit_each:
+                    await feed.flush(feed)
             while not feed.entries or (now := clock()) >= feed.check_at:
                 self._end_run()
                 if not await feed.ready():
@@ -338,8 +346,10 @@ class Events(Generic[R]):
             try:
                 while True:
                     buffered = len(feed.entries)
-                    for _ in range(min(wanted - len(batch), buffered)):
-                        batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
+                    number = min(wanted - len(batch), buffered)
+                    batch += islice(feed.entries, number)
+                    for _ in range(number):
+                        feed.entries.popleft()
                     if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
                     if len(batch) == wanted or not await feed.more(deadline):

@@ -11,7 +11,7 @@ __all__ = ["Lane", "Parcel"]
 
 Parcel = tuple[asyncio.Future[list[str]], int, float]
 """What one call of ``send`` has for one partition: the ids that are waited for, the number of its entries, and when it
-was handed in, on the monotonic clock. A tuple, since concurrent sends have one per event, and an object costs 0.2 µs more."""
+was handed in, on the monotonic clock. A tuple: concurrent sends have one each, and an object costs 0.2 µs more."""
 
 
 class Lane:

@@ -34,8 +34,10 @@ BATCH_BYTES = 1_000_000
 """Bytes of one append, roughly. Other clients of the server wait for so long, not for longer."""
 
 PLENTY = 500
-"""Entries that are worth two appends, each of half the partitions, over two connections: while the server works at one
-of them, we compose or settle the other. The first of them is then on its way before ``send`` returns to its caller."""
+"""Entries that are worth an append of their own, so that client and server work at the same time. From one ``send``, so
+many go as two appends, each of half the partitions, over two connections: while the server works at the one, we compose
+or settle the other (``send`` of 1,000: 3.8 instead of 3.4 times a pipeline). From concurrent ones, they go as soon as
+they are together, while the rest is still encoded."""
 
 _monotonic = time.monotonic
 
@@ -121,7 +123,7 @@ class Producer:
         if self._fresh == 1:
             self._loop.call_soon(self._start)  # those that follow in the same turn of the loop go with it
         elif self._fresh == PLENTY:
-            self._start()
+            self._start()  # the rest is still to be encoded
         return sent
 
     async def send(self, partitions: Sequence[int], entries: Iterable[Entry | bytes]) -> list[str]:
@@ -149,7 +151,7 @@ class Producer:
             lane.entries += group
             lane.parcels.append((parcels[partition], len(group), now))
         self._fresh += len(partitions)
-        self._start()
+        self._start(len(self._lines))
         outcomes = await asyncio.gather(*parcels.values(), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -165,15 +167,16 @@ class Producer:
         while tasks := [line.task for line in self._lines if line.task is not None and not line.task.done()]:
             await asyncio.wait(tasks)
 
-    def _start(self) -> None:
-        """Send what waits over the connections that are free. What finds none goes when one of them is again."""
+    def _start(self, most: int = 1) -> None:
+        """Send what waits, over so many connections; where they are not free, it goes when one of them is again."""
         self._more.set()
         waiting = sum([len(lane.entries) for lane in self._lanes.values() if not lane.under_way])
-        plenty = waiting >= PLENTY and self._prepare is None
-        for line in self._lines if plenty else self._lines[:1]:
+        if waiting < PLENTY or self._prepare is not None:
+            most = 1
+        for line in self._lines[:most]:
             if not line.free:
                 continue
-            sending = self._run(line.link, waiting // 2 if plenty else waiting)
+            sending = self._run(line.link, waiting // most)
             if self._prepare is None and line.link.ready:
                 line.task = begin(self._loop, sending)
             else:

@@ -10,6 +10,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -104,6 +105,8 @@ class Producer:
         self._instruments = instruments
         self._name = uuid4().hex[:16]
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
+        self._waiting: dict[int, Lane] = {}
+        """Those with parcels. With 1,024 partitions, a look at each of them takes 0.1 ms per lone send."""
         self._fresh = 0
         """Entries that came since the last time that an append was composed."""
         self._more = asyncio.Event()
@@ -117,6 +120,8 @@ class Producer:
         """
         sent: asyncio.Future[list[str]] = self._loop.create_future()
         lane = self._lanes[partition]
+        if not lane.parcels:
+            self._waiting[partition] = lane
         lane.entries.append(entry)
         lane.parcels.append((sent, 1, _monotonic()))
         self._fresh += 1
@@ -147,7 +152,7 @@ class Producer:
         parcels: dict[int, asyncio.Future[list[str]]] = {}
         for partition, group in grouped.items():
             parcels[partition] = self._loop.create_future()
-            lane = self._lanes[partition]
+            lane = self._waiting[partition] = self._lanes[partition]
             lane.entries += group
             lane.parcels.append((parcels[partition], len(group), now))
         self._fresh += len(partitions)
@@ -161,7 +166,7 @@ class Producer:
 
     async def close(self) -> None:
         """Wait until everything is sent or has failed."""
-        if any(lane.parcels for lane in self._lanes.values()):
+        if self._waiting:
             self._start()
         self.loop = None
         while tasks := [line.task for line in self._lines if line.task is not None and not line.task.done()]:
@@ -170,7 +175,7 @@ class Producer:
     def _start(self, most: int = 1) -> None:
         """Send what waits, over so many connections; where they are not free, it goes when one of them is again."""
         self._more.set()
-        waiting = sum([len(lane.entries) for lane in self._lanes.values() if not lane.under_way])
+        waiting = sum([len(lane.entries) for lane in self._waiting.values() if not lane.under_way])
         if waiting < PLENTY or self._prepare is not None:
             most = 1
         for line in self._lines[:most]:
@@ -184,31 +189,38 @@ class Producer:
 
     async def _run(self, link: Link, share: int) -> None:
         """Send until nothing waits that is not under way already; at first, only so many entries or a little more."""
-        if self._prepare is not None:
-            try:
-                await self._prepare()
-            except RunnelError as error:
-                for lane in self._lanes.values():
-                    lane.fail(len(lane.entries), error)
-                    lane.leave_out()
-                self._fresh = 0
-                return
-            self._prepare = None
-        while True:
-            self._more.clear()
-            batches = self._compose(share)
-            share = BATCH_BYTES
-            if batches:
-                await self._append(link, batches)
-                continue
-            retries = [lane.retry_at for lane in self._lanes.values() if lane.parcels and not lane.under_way]
-            if not retries:
-                return
-            try:
-                async with asyncio.timeout(min(retries) - _monotonic()):
-                    await self._more.wait()
-            except TimeoutError:
-                pass
+        try:
+            if self._prepare is not None:
+                try:
+                    await self._prepare()
+                except RunnelError as error:
+                    for lane in self._waiting.values():
+                        lane.fail(len(lane.entries), error)
+                    self._leave_out(list(self._waiting))
+                    return
+                self._prepare = None
+            while True:
+                self._more.clear()
+                if batches := self._compose(share):
+                    share = BATCH_ENTRIES * len(self._lanes)
+                    await self._append(link, batches)
+                    continue
+                retries = [lane.retry_at for lane in self._waiting.values() if not lane.under_way]
+                if not retries:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(retries) - _monotonic()):
+                        await self._more.wait()
+        finally:
+            self._fresh = 0  # whatever has ended this, the next send starts it again
+
+    def _leave_out(self, partitions: Iterable[int]) -> None:
+        """Forget what was given up or has failed, and lanes that have nothing left."""
+        for partition in partitions:
+            lane = self._lanes[partition]
+            lane.leave_out()
+            if not lane.parcels:
+                self._waiting.pop(partition, None)
 
     def _compose(self, share: int) -> list[Batch]:
         """The next append: of partitions that are in the same slot, until so many entries are together."""
@@ -216,13 +228,11 @@ class Producer:
         now = _monotonic()
         batches: list[Batch] = []
         taken, room, slot_group = 0, BATCH_BYTES, -1
-        for partition, lane in self._lanes.items():
-            if not lane.parcels or lane.under_way or lane.retry_at > now:
+        self._leave_out([partition for partition, lane in self._waiting.items() if not lane.under_way])
+        for partition, lane in self._waiting.items():
+            if lane.under_way or lane.retry_at > now:
                 continue
             if batches and self._keys.slot_group(partition) != slot_group:
-                continue
-            lane.leave_out()
-            if not lane.parcels:
                 continue
             entries, size = lane.first(self._most, room, self._size_of)
             # What was not used for so long may be forgotten by now; that is no loss.
@@ -268,6 +278,8 @@ class Producer:
                 self._lanes[batch.partition].under_way = False
         for batch, answer in zip(batches, answers, strict=True):
             self._settle(batch, answer)
+            if not self._lanes[batch.partition].parcels:
+                del self._waiting[batch.partition]
 
     def _settle(self, batch: Batch, answer: Appended) -> None:
         lane = self._lanes[batch.partition]

@@ -312,7 +312,7 @@ class Events(Generic[R]):
         await self._begin(loop)
         while True:
             held = self._held
-            if held is not None:  # as in _settle, without its coroutine: 1.5 instead of 1.7 µs per event
+            if held is not None:  # as in _settle, without its coroutine: 0.95 instead of 1.3 µs per raw event
                 self._held = None
                 feed.finish(held[0], 1)  # type: ignore[arg-type]
                 if self._commit_each:

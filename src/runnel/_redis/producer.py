@@ -116,7 +116,7 @@ class Producer:
     def send_one(self, partition: int, entry: Entry | bytes) -> Awaitable[list[str]]:
         """Append an entry; as :meth:`send`, of which it is the short form.
 
-        Many at once are the hot path: 5.1 instead of 8.3 µs each, with all that comes before and behind it.
+        Many at once are a hot path: 1,000 of them take 12.3 ms of CPU where a pipeline of XADD takes 17.7.
         """
         sent: asyncio.Future[list[str]] = self._loop.create_future()
         lane = self._lanes[partition]

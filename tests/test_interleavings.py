@@ -1,14 +1,14 @@
-"""Thousands of schedules of members, producers and faults, each a few milliseconds long; and known races, step by step.
+"""Thousands of schedules of members, producers and faults, each some milliseconds long.
 
-The scripts and the server are real; members, clock and network are those of ``simulation.py``, and ``judge.py`` says
-what must be true after every step. Not yet part of a normal run: the simulated producers do not know yet that an append
-names what is confirmed. By name, with more schedules and new ones:
+The scripts and the server are real; members, producers, clock and network are those of ``simulation``, whose judge says
+what must be true after every step. A run plays the same schedules each time. More of them, or new ones:
 
-    RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/interleavings.py
+    RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py -k whatever
 """
 
 import os
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from judge import Violation
-from laboratory import CORRECT, Laboratory, Mutant
-from mutants import MUTANTS
-from runnel.server import EmbeddedServer
-from simulation import HOUR, PARTITIONS, Member, Reply, World
+from simulation.calls import Reply
+from simulation.judge import Violation
+from simulation.laboratory import CORRECT, Laboratory, Mutant
+from simulation.members import Member
+from simulation.mutants import MUTANTS
+from simulation.seats import PARTITIONS
+from simulation.world import HOUR, World
 
 SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "2000"))
 SEED = os.environ.get("RUNNEL_TEST_SEED")
@@ -36,14 +38,6 @@ replies = st.sampled_from([Reply.HEARD, Reply.HEARD, Reply.HEARD, Reply.LOST, Re
 small = st.integers(0, 5)
 times = st.sampled_from([10, 60, 120, 300, 650, 900, 2000])
 partitions = st.integers(0, PARTITIONS - 1)
-
-
-@pytest.fixture(scope="module")
-def lab(server_binary: str | Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    with EmbeddedServer(binary=server_binary, unix_socket=tmp_path_factory.mktemp("lab") / "s") as server:
-        lab = Laboratory(server.url)
-        yield lab
-        lab.disconnect()
 
 
 class Schedule(RuleBasedStateMachine):
@@ -100,7 +94,7 @@ class Schedule(RuleBasedStateMachine):
     )
     def append(self, n: int, partition: int, number: int, reply: Reply, gives_up: int) -> None:
         if gives_up == 9:
-            self.world.producers[n].forget()
+            self.world.producers[n].give_up()
         self.world.producers[n].send(partition, number, reply)
 
     # Coming and going
@@ -179,35 +173,34 @@ class Schedule(RuleBasedStateMachine):
     @rule(partition=partitions, n=st.integers(0, 8))
     def delete(self, partition: int, n: int) -> None:
         keys, control = self.world.keys, self.world.control
-        names = [control.group, control.members, control.targets, control.owners, control.quarantine]
-        names += [keys.positions(0, "delays"), keys.log(partition), keys.registered(0), keys.sequence(partition, "p.0")]
-        self.world.delete(names[n])
+        names = [control.group, control.members, control.targets, control.owners, control.parked]
+        names += [keys.positions(0, "delays"), keys.log(partition), keys.registered(0), keys.sequence(partition, "p")]
+        self.world.damage.delete(names[n])
 
     @precondition(lambda self: self.damage)
     @rule(partition=partitions, keep=st.integers(0, 3))
     def trim(self, partition: int, keep: int) -> None:
-        self.world.judge.hurt("log")
-        self.world.lab.ask("XTRIM", self.world.keys.log(partition), "MAXLEN", keep)
+        self.world.damage.trim(partition, keep)
 
     @precondition(lambda self: self.damage)
     @rule()
     def remember(self) -> None:
-        self.world.remember()
+        self.world.damage.remember()
 
-    @precondition(lambda self: self.world.snapshot is not None)
+    @precondition(lambda self: self.world.damage.snapshot is not None)
     @rule(slot=st.sampled_from(["", "", "control", "data"]))
     def roll_back(self, slot: str) -> None:
-        self.world.roll_back(slot)
+        self.world.damage.roll_back(slot)
 
     @precondition(lambda self: self.damage)
     @rule()
     def flush(self) -> None:
-        self.world.flush()
+        self.world.damage.flush()
 
     @precondition(lambda self: self.damage)
     @rule(partition=partitions, forward=st.booleans())
     def reset(self, partition: int, forward: bool) -> None:
-        self.world.reset_to(partition, end=forward)
+        self.world.damage.reset_to(partition, end=forward)
 
     # What must be true
 

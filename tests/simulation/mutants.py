@@ -1,6 +1,6 @@
 """Ways to be wrong, each of which the schedules must find: in a script, or in the simulated member."""
 
-from laboratory import Mutant
+from simulation.laboratory import Mutant
 
 MUTANTS = {
     "commit without a look at the token": Mutant(

@@ -7,9 +7,9 @@ what must be true after every step. A run plays the same schedules each time. Mo
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -34,10 +34,15 @@ from simulation.world import HOUR, World
 SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "2000"))
 SEED = os.environ.get("RUNNEL_TEST_SEED")
 
-replies = st.sampled_from([Reply.HEARD, Reply.HEARD, Reply.HEARD, Reply.LOST, Reply.LATE, Reply.HELD])
-small = st.integers(0, 5)
-times = st.sampled_from([10, 60, 120, 300, 650, 900, 2000])
-partitions = st.integers(0, PARTITIONS - 1)
+REPLIES = [Reply.HEARD, Reply.HEARD, Reply.HEARD, Reply.LOST, Reply.LATE, Reply.HELD]
+SOMEBODY = range(6)
+TIMES = [10, 60, 120, 300, 650, 900, 2000]
+AFTERWARDS = ["beat", "work", "take", "commit", "arrive"]
+
+
+def any_of(*choices: Iterable[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    """One of each. A single draw: drawing is what takes most of the time of a schedule."""
+    return st.sampled_from(list(product(*choices)))
 
 
 class Schedule(RuleBasedStateMachine):
@@ -48,8 +53,9 @@ class Schedule(RuleBasedStateMachine):
         self.world = World(lab, mutant)
         self.damage = damage
 
-    @initialize(members=st.integers(1, 3), early=st.integers(1, 3), sent=st.integers(1, 6))
-    def begin(self, members: int, early: int, sent: int) -> None:
+    @initialize(crowd=any_of(range(1, 4), range(1, 4), range(1, 7)))
+    def begin(self, crowd: tuple[int, int, int]) -> None:
+        members, early, sent = crowd
         for partition in range(0, PARTITIONS, early):
             self.world.producers[1].send(partition, sent)
         for _ in range(members):
@@ -68,32 +74,28 @@ class Schedule(RuleBasedStateMachine):
     def everybody(self, rounds: int) -> None:
         self.world.everybody(rounds)
 
-    @rule(n=small, milliseconds=times, beat=replies, work=replies)
-    def turn(self, n: int, milliseconds: int, beat: Reply, work: Reply) -> None:
+    @rule(how=any_of(SOMEBODY, TIMES, REPLIES, REPLIES))
+    def turn(self, how: tuple[int, int, Reply, Reply]) -> None:
+        n, milliseconds, beat, work = how
         self.world.tick(milliseconds)
         if member := self.member(n):
             member.beat(beat)
             member.work(work)
 
-    @rule(milliseconds=times)
+    @rule(milliseconds=st.sampled_from(TIMES))
     def time_goes_by(self, milliseconds: int) -> None:
         self.world.tick(milliseconds)
 
-    @rule(n=small, reply=replies)
-    def beat(self, n: int, reply: Reply) -> None:
-        if member := self.member(n):
-            member.beat(reply)
-
-    @rule(n=small, what=st.sampled_from(["work", "acquire", "read", "take", "finish", "commit"]), reply=replies)
-    def step(self, n: int, what: str, reply: Reply) -> None:
+    @rule(how=any_of(SOMEBODY, ["beat", "beat", "work", "acquire", "read", "take", "finish", "commit"], REPLIES))
+    def step(self, how: tuple[int, str, Reply]) -> None:
+        n, what, reply = how
         if member := self.member(n):
             member.step(what, reply)
 
-    @rule(
-        n=st.integers(0, 1), partition=partitions, number=st.integers(1, 4), reply=replies, gives_up=st.integers(0, 9)
-    )
-    def append(self, n: int, partition: int, number: int, reply: Reply, gives_up: int) -> None:
-        if gives_up == 9:
+    @rule(how=any_of(range(2), range(PARTITIONS), range(1, 5), REPLIES, [False] * 5 + [True]))
+    def append(self, how: tuple[int, int, int, Reply, bool]) -> None:
+        n, partition, number, reply, gives_up = how
+        if gives_up:
             self.world.producers[n].give_up()
         self.world.producers[n].send(partition, number, reply)
 
@@ -104,33 +106,33 @@ class Schedule(RuleBasedStateMachine):
     def join(self) -> None:
         self.world.join()
 
-    @rule(n=small, reply=replies)
-    def leave(self, n: int, reply: Reply) -> None:
+    @rule(how=any_of(SOMEBODY, REPLIES))
+    def leave(self, how: tuple[int, Reply]) -> None:
+        n, reply = how
         if member := self.member(n):
             if member.leaving and not member.shares:
                 member.farewell(reply)
             member.leave()
 
-    @rule(n=small, noticed=st.booleans())
-    def crash(self, n: int, noticed: bool) -> None:
+    @rule(how=any_of(SOMEBODY, [False, True]))
+    def crash(self, how: tuple[int, bool]) -> None:
+        n, noticed = how
         if member := self.member(n):
             member.crash(noticed=noticed)
 
-    @rule(n=small, how=st.sampled_from(["freeze", "block", "connect"]), on=st.booleans())
-    def disturb(self, n: int, how: str, on: bool) -> None:
+    @rule(how=any_of(SOMEBODY, ["freeze", "block", "connect"], [False, True]))
+    def disturb(self, how: tuple[int, str, bool]) -> None:
+        n, what, on = how
         if self.world.alive:
-            getattr(self.world.alive[n % len(self.world.alive)], how)(on)
+            getattr(self.world.alive[n % len(self.world.alive)], what)(on)
 
     @rule(
-        n=small,
-        rounds=st.integers(1, 14),
-        frozen=st.booleans(),
-        sent=st.sampled_from(["beat", "acquire", "commit", "nothing"]),
-        reply=replies,
-        then=st.lists(st.sampled_from(["beat", "work", "take", "commit", "arrive"]), max_size=3),
+        how=any_of(SOMEBODY, range(1, 15), [False, True], ["beat", "acquire", "commit", "nothing"], REPLIES),
+        then=st.one_of(any_of(*(AFTERWARDS for _ in range(length))) for length in range(4)),
     )
-    def absence(self, n: int, rounds: int, frozen: bool, sent: str, reply: Reply, then: list[str]) -> None:
+    def absence(self, how: tuple[int, int, bool, str, Reply], then: tuple[str, ...]) -> None:
         """Somebody is away in the middle of something, and the others go on."""
+        n, rounds, frozen, sent, reply = how
         if member := self.member(n):
             if sent == "acquire":
                 member.beat()
@@ -146,12 +148,13 @@ class Schedule(RuleBasedStateMachine):
 
     # The network and the server
 
-    @rule(n=small)
+    @rule(n=st.sampled_from(SOMEBODY))
     def arrive(self, n: int) -> None:
         self.world.arrive(n)
 
-    @rule(milliseconds=st.sampled_from([-HOUR, -500, 500, HOUR]), n=small)
-    def jump(self, milliseconds: int, n: int) -> None:
+    @rule(how=any_of([-HOUR, -500, 500, HOUR], SOMEBODY))
+    def jump(self, how: tuple[int, int]) -> None:
+        milliseconds, n = how
         self.world.jump(milliseconds)
         if member := self.member(n):
             member.beat()
@@ -170,17 +173,18 @@ class Schedule(RuleBasedStateMachine):
     # What destroys
 
     @precondition(lambda self: self.damage)
-    @rule(partition=partitions, n=st.integers(0, 8))
-    def delete(self, partition: int, n: int) -> None:
+    @rule(how=any_of(range(PARTITIONS), range(9)))
+    def delete(self, how: tuple[int, int]) -> None:
+        partition, n = how
         keys, control = self.world.keys, self.world.control
         names = [control.group, control.members, control.targets, control.owners, control.parked]
         names += [keys.positions(0, "delays"), keys.log(partition), keys.registered(0), keys.sequence(partition, "p")]
         self.world.damage.delete(names[n])
 
     @precondition(lambda self: self.damage)
-    @rule(partition=partitions, keep=st.integers(0, 3))
-    def trim(self, partition: int, keep: int) -> None:
-        self.world.damage.trim(partition, keep)
+    @rule(how=any_of(range(PARTITIONS), range(4)))
+    def trim(self, how: tuple[int, int]) -> None:
+        self.world.damage.trim(*how)
 
     @precondition(lambda self: self.damage)
     @rule()
@@ -198,9 +202,10 @@ class Schedule(RuleBasedStateMachine):
         self.world.damage.flush()
 
     @precondition(lambda self: self.damage)
-    @rule(partition=partitions, forward=st.booleans())
-    def reset(self, partition: int, forward: bool) -> None:
-        self.world.damage.reset_to(partition, end=forward)
+    @rule(how=any_of(range(PARTITIONS), [False, True]))
+    def reset(self, how: tuple[int, bool]) -> None:
+        partition, end = how
+        self.world.damage.reset_to(partition, end=end)
 
     # What must be true
 

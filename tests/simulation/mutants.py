@@ -63,11 +63,20 @@ MUTANTS = {
         "local into = member and member.has or free",
         "local into = free",
     ),
+    "append that takes a late batch": Mutant(
+        "events are in the order in which they were sent|each event is in the log once",
+        "append",
+        "elseif tonumber(sequence) < tonumber(last_sequence) then",
+        "elseif false then",
+    ),
     "append without a look at the sequence": Mutant(
         "each event is in the log once", "append", "if sequence == last_sequence then", "if false then"
     ),
     "a lease that is counted from the answer": Mutant(
         "one owner at a time", member=frozenset({"lease from the answer"})
+    ),
+    "a lease that revives after it has expired": Mutant(
+        "one owner at a time|one member per token", member=frozenset({"lease that revives"})
     ),
     "an owner without a deadline": Mutant("one owner at a time", member=frozenset({"no deadline"})),
     "a read by XREADGROUP": Mutant(

@@ -29,10 +29,17 @@ class Lane:
 
 
 class Producer(Caller):
-    """Sends to one stream, under one name for ever."""
+    """Sends to one stream, under one name for ever.
+
+    Attributes:
+        alias: the name in its appends: its own, but for a mutant that takes a new one.
+        lanes: by partition.
+        batches: what the append in flight has.
+    """
 
     def __init__(self, world: "World", name: str) -> None:
         super().__init__(world, name)
+        self.alias = name
         self.lanes: dict[int, Lane] = defaultdict(Lane)
         self.batches: list[Batch] = []
 
@@ -57,7 +64,7 @@ class Producer(Caller):
         world = self.world
         self.batches = batches = [
             Batch(
-                p, self.name, lane.sequence + 1, lane.confirmed, [(b"data", value) for value in lane.values]
+                p, self.alias, lane.sequence + 1, lane.confirmed, [(b"data", value) for value in lane.values]
             )
             for p, lane in self.lanes.items()
             if lane.values
@@ -86,6 +93,8 @@ class Producer(Caller):
             case AppendStatus.GAP:
                 self.world.judge.gap(batch.partition)
                 lane.confirmed = int(answer.detail)
+                if "new name after a gap" in self.world.faults:
+                    self.begin_anew()
             case AppendStatus.FULL:
                 pass  # the same events are sent again later
 
@@ -96,3 +105,11 @@ class Producer(Caller):
                 lane = self.lanes[batch.partition]
                 lane.sequence = batch.sequence
                 del lane.values[: len(batch.entries)]
+            if "new name after giving up" in self.world.faults:
+                self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Go on under a new name, which nothing is known of: a way to be wrong."""
+        self.alias += "+"
+        for lane in self.lanes.values():
+            lane.sequence = lane.confirmed = 0

@@ -1,9 +1,12 @@
 """Thousands of schedules of members, producers and faults, each some milliseconds long.
 
 The scripts and the server are real; members, producers, clock and network are those of ``simulation``, whose judge says
-what must be true after every step. A run plays the same schedules each time. More of them, or new ones:
+what must be true after every step. A
+run plays the same schedules each time, and as many as fit into a run of all tests. More of them, or others:
 
     RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py -k whatever
+
+A schedule takes about 60 ms of processor time, of which the server has a quarter. Known races are in ``test_races.py``.
 """
 
 import os
@@ -31,7 +34,8 @@ from simulation.mutants import MUTANTS
 from simulation.seats import PARTITIONS
 from simulation.world import HOUR, World
 
-SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "2000"))
+SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "200"))
+LIMIT = pytest.mark.timeout(120 + SCHEDULES)
 SEED = os.environ.get("RUNNEL_TEST_SEED")
 
 REPLIES = [Reply.HEARD, Reply.HEARD, Reply.HEARD, Reply.LOST, Reply.LATE, Reply.HELD]
@@ -215,7 +219,8 @@ class Schedule(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.world.heal()
+            if not self.world.judge.broken:
+                self.world.heal()
         finally:
             self.world.close()
 
@@ -245,10 +250,12 @@ def play(lab: Laboratory, schedules: int, *, damage: bool, mutant: Mutant = CORR
     )
 
 
+@LIMIT
 def test_whatever_workers_and_the_network_do_order_is_kept_and_nothing_is_lost(lab: Laboratory) -> None:
     play(lab, SCHEDULES, damage=False, hunt=SEED)
 
 
+@LIMIT
 def test_whatever_is_destroyed_nothing_is_lost_in_silence(lab: Laboratory) -> None:
     play(lab, SCHEDULES // 2, damage=True, hunt=SEED)
 
@@ -257,4 +264,4 @@ def test_whatever_is_destroyed_nothing_is_lost_in_silence(lab: Laboratory) -> No
 def test_schedules_find_what_is_wrong(lab: Laboratory, name: str) -> None:
     mutant = MUTANTS[name]
     with pytest.raises(Violation, match=mutant.breaks):
-        play(lab, 1000, damage=False, mutant=mutant)
+        play(lab, 150, damage=False, mutant=mutant)

@@ -44,6 +44,7 @@ class Judge:
         reports: partition -> what a worker or a producer was told about losses.
         hurt_data, hurt_control: whether the schedule has destroyed something in the slot.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
+        broken: whether a promise was broken; what comes after that proves nothing.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
 
@@ -60,10 +61,15 @@ class Judge:
         self.reports: dict[int, list[str]] = defaultdict(list)
         self.hurt_data = self.hurt_control = self.repeats_allowed = False
         self.unchecked: set[int] | None = None
+        self.broken = False
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
         self.epoch = ""
         self.targets: dict[int, str] = {}
+
+    def must(self, condition: object, promise: str, detail: str) -> None:
+        self.broken = self.broken or not condition
+        must(condition, promise, detail)
 
     # What the server answers
 
@@ -102,32 +108,38 @@ class Judge:
         if not new:
             return
         seats = [(value.split(b"|"), name.decode()) for name, value in as_mapping(members).items()]
-        active = [name for _, name in sorted((int(joined), name) for (joined, _, _, state, _), name in seats if state == b"A")]
+        active = [
+            name for _, name in sorted((int(joined), name) for (joined, _, _, state, _), name in seats if state == b"A")
+        ]
         if not self.hurt_control:
             best = assign(active, PARTITIONS, self.targets)
-            must(new == best, "as few partitions as possible move", f"{self.targets} -> {new}, not {best}")
+            self.must(new == best, "as few partitions as possible move", f"{self.targets} -> {new}, not {best}")
         self.epoch, self.targets = epoch, new
 
     def grant(self, member: str, partition: int, token: int) -> None:
         before, owner = self.granted.get(partition, (0, ""))
         if not self.hurt_control:
-            must(token >= before, "tokens grow", f"{member} is granted {partition} with {token} after {before}")
+            self.must(token >= before, "tokens grow", f"{member} is granted {partition} with {token} after {before}")
             one = token > before or owner == member
-            must(one, "one member per token", f"{member} and {owner} have {partition}:{token}")
+            self.must(one, "one member per token", f"{member} and {owner} have {partition}:{token}")
         self.granted[partition] = max((token, member), (before, owner))
 
     def acquired(self, member: str, partition: int, token: int, answer: Acquired | Stale) -> None:
         highest, owner = self.tokens.get(partition, (0, ""))
         if isinstance(answer, Stale):
             late = (highest, owner) > (token, "")
-            must(late, "who is refused is late", f"{member} with {token}; the last was {highest}")
+            self.must(late, "who is refused is late", f"{member} with {token}; the last was {highest}")
             return
-        must(token >= highest, "tokens grow", f"{partition} acquired with {token} after {highest}")
+        self.must(token >= highest, "tokens grow", f"{partition} acquired with {token} after {highest}")
         one = token > highest or owner == member
-        must(one, "one member per token", f"{member} and {owner} acquired {partition}:{token}")
+        self.must(one, "one member per token", f"{member} and {owner} acquired {partition}:{token}")
         before = self.positions.get(partition, BEGINNING)
         with_reason = answer.rolled_back or answer.lost or answer.replaced or self.hurt_data
-        must(answer.offset == before or with_reason, "positions form a chain", f"{partition}: {before!r} -> {answer.offset!r}")
+        self.must(
+            answer.offset == before or with_reason,
+            "positions form a chain",
+            f"{partition}: {before!r} -> {answer.offset!r}",
+        )
         self.passed(partition, BEGINNING, answer.offset, f"{member} acquires {partition} at {answer.offset!r}")
         self.tokens[partition] = (token, member)
         self.positions[partition] = answer.offset
@@ -135,12 +147,12 @@ class Judge:
     def committed(self, member: str, item: Commit, status: CommitStatus) -> None:
         p = item.partition
         if status is CommitStatus.FENCED:
-            must(self.tokens[p] > (item.token, ""), "only the late are fenced", str(item))
+            self.must(self.tokens[p] > (item.token, ""), "only the late are fenced", str(item))
         if status is not CommitStatus.OK:
             return
-        must(self.tokens.get(p) == (item.token, member), "no commit below the highest token", f"{member}: {item}")
-        must(self.positions[p] == item.previous, "positions form a chain", f"at {self.positions[p]!r}: {item}")
-        must(parse(item.offset) >= parse(item.previous), "positions advance", str(item))
+        self.must(self.tokens.get(p) == (item.token, member), "no commit below the highest token", f"{member}: {item}")
+        self.must(self.positions[p] == item.previous, "positions form a chain", f"at {self.positions[p]!r}: {item}")
+        self.must(parse(item.offset) >= parse(item.previous), "positions advance", str(item))
         self.positions[p] = item.offset
         self.passed(p, item.previous, item.offset, str(item))
 
@@ -152,7 +164,7 @@ class Judge:
             for entry_id, value in self.logs[partition].items()
             if value not in self.done and value not in self.excused and low < parse(entry_id) <= high
         ]
-        must(not undone, "nothing is skipped", f"{why}: {undone}")
+        self.must(not undone, "nothing is skipped", f"{why}: {undone}")
 
     def appended(self, batch: Batch, answer: Appended) -> None:
         if answer.status is AppendStatus.OK:
@@ -169,7 +181,9 @@ class Judge:
         assert share.hand is not None
         key = (share.partition, share.token, member.name)
         last = self.trail.get(key, BEGINNING)
-        must(parse(share.hand[0]) > parse(last), "events are processed in order", f"{key}: {share.hand} after {last!r}")
+        self.must(
+            parse(share.hand[0]) > parse(last), "events are processed in order", f"{key}: {share.hand} after {last!r}"
+        )
         self.trail[key] = share.hand[0]
         if not self.hurt_control and not self.hurt_data:
             self.one_at_a_time(share, member)
@@ -186,7 +200,7 @@ class Judge:
                 continue  # the session may be over for the coordinator before the lease is; fencing must do
             fenced = its.token > share.token and share.token < self.tokens.get(share.partition, (0, ""))[0]
             holds = its.hand is not None and world.seconds < other.lease.deadline and not fenced
-            must(
+            self.must(
                 not holds and not other.may_act(its),
                 "one owner at a time",
                 f"{member.name} takes {share}; {other.name} has {its}",
@@ -226,7 +240,7 @@ class Judge:
         self.report(partition, "gap")
 
     def report(self, partition: int, what: str) -> None:
-        must(self.hurt_data, "a rollback is real", f"{partition}: {what}")
+        self.must(self.hurt_data, "a rollback is real", f"{partition}: {what}")
         self.reports[partition].append(what)
 
     # What the schedule does
@@ -276,20 +290,22 @@ class Judge:
         changed, self.unchecked = sorted(self.unchecked), None
         stored, *found = self.stored(changed)
         positions = {int(p): value.split(b"|")[1] for p, value in as_mapping(stored).items() if p.isdigit()}
-        must(positions == self.positions, "positions form a chain", f"stored {positions}, answered {self.positions}")
+        self.must(
+            positions == self.positions, "positions form a chain", f"stored {positions}, answered {self.positions}"
+        )
         for p, entries in zip(changed, found, strict=True):
             log = {entry_id: flat[1] for entry_id, flat in entries}
-            must(log == self.logs[p], "a log holds what was appended", f"{p}: {log}, answered {self.logs[p]}")
+            self.must(log == self.logs[p], "a log holds what was appended", f"{p}: {log}, answered {self.logs[p]}")
             if not self.repeats_allowed:
                 self.check_order(p, list(log.values()))
 
     def check_order(self, partition: int, values: list[bytes]) -> None:
         twice = [value for value, n in Counter(values).items() if n > 1]
-        must(not twice, "each event is in the log once", f"{partition}: {twice}")
+        self.must(not twice, "each event is in the log once", f"{partition}: {twice}")
         for producer in self.world.producers:
             name = b".%s." % producer.name.encode()
             its = [int(value.rpartition(b".")[2]) for value in values if name in value]
-            must(its == sorted(its), "events are in the order in which they were sent", f"{partition}: {values}")
+            self.must(its == sorted(its), "events are in the order in which they were sent", f"{partition}: {values}")
 
     # At the end
 
@@ -319,12 +335,12 @@ class Judge:
         self.unchecked = set(range(PARTITIONS))
         self.check()
         owned = sorted(p for m in world.alive for p in m.shares)
-        must(owned == [0, 1, 2], "every partition is owned", f"{[(m.name, m.shares) for m in world.alive]}")
-        must(self.balanced(), "balanced within one", f"{[(m.name, m.shares) for m in world.alive]}")
+        self.must(owned == [0, 1, 2], "every partition is owned", f"{[(m.name, m.shares) for m in world.alive]}")
+        self.must(self.balanced(), "balanced within one", f"{[(m.name, m.shares) for m in world.alive]}")
         members = {name.decode() for name in world.lab.ask("HKEYS", world.control.members)}
-        must(members == {m.name for m in world.alive}, "nothing is left over", str(members))
+        self.must(members == {m.name for m in world.alive}, "nothing is left over", str(members))
         for p, log in self.logs.items():
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
-            must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
+            self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
-            must(not gone or (self.hurt_data and self.reports[p]), "nothing is lost in silence", f"{p}: {gone}")
+            self.must(not gone or (self.hurt_data and self.reports[p]), "nothing is lost in silence", f"{p}: {gone}")

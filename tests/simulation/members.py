@@ -1,4 +1,4 @@
-"""A member at work: reading, handling, committing, as ``_worker/reader.py``, ``consumer.py`` and ``committer.py`` do."""
+"""A member at work: it reads, handles and commits as ``_worker/reader.py``, ``consumer.py`` and ``committer.py`` do."""
 
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The life of a member's partitions, from the grant to the release, as ``_worker/member.py`` and ``consumer.py`` have it."""
+"""The life of a member's partitions, from grant to release, as ``_worker/member.py`` and ``consumer.py`` have it."""
 
 from collections import deque
 from dataclasses import dataclass, field

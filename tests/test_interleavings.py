@@ -1,8 +1,8 @@
-"""Thousands of schedules of members, producers and faults, each some milliseconds long.
+"""Schedules of members, producers and faults, drawn at random: who does what next, and what becomes of it.
 
 The scripts and the server are real; members, producers, clock and network are those of ``simulation``, whose judge says
-what must be true after every step. A
-run plays the same schedules each time, and as many as fit into a run of all tests. More of them, or others:
+what must be true after every step. A run plays the same schedules each time, as many as fit into a run of all tests.
+More of them, or others:
 
     RUNNEL_TEST_SCHEDULES=20000 RUNNEL_TEST_SEED=7 pytest tests/test_interleavings.py -k whatever
 

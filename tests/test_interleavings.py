@@ -34,7 +34,7 @@ from simulation.mutants import MUTANTS
 from simulation.seats import PARTITIONS
 from simulation.world import HOUR, World
 
-SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "200"))
+SCHEDULES = int(os.environ.get("RUNNEL_TEST_SCHEDULES", "120"))
 LIMIT = pytest.mark.timeout(120 + SCHEDULES)
 SEED = os.environ.get("RUNNEL_TEST_SEED")
 

@@ -7,7 +7,6 @@ comparison with ``Feed.check_at``.
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from runnel._core.meters import Meter, Stopwatch
@@ -346,10 +345,8 @@ class Events(Generic[R]):
             try:
                 while True:
                     buffered = len(feed.entries)
-                    number = min(wanted - len(batch), buffered)
-                    batch += islice(feed.entries, number)
-                    for _ in range(number):
-                        feed.entries.popleft()
+                    for _ in range(min(wanted - len(batch), buffered)):
+                        batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
                     if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
                     if len(batch) == wanted or not await feed.more(deadline):

@@ -208,13 +208,13 @@ class Section:
         """The next block: a log has its lines, in this order, perhaps with others between them."""
         block = self._next()
         assert "log of a worker" in block.directives, block
-        wanted = [line if WRITE else shape(line)[0] for line in block.source.splitlines()]
+        wanted = [message(line) for line in block.source.splitlines()]
 
         def found() -> list[str]:
             lines = iter(self._neutral(log()).splitlines())
             chosen = []
             for want in wanted:
-                fitting = (line for line in lines if (_message(want) in line if WRITE else shape(line) == [want]))
+                fitting = (line for line in lines if message(line).startswith(want))
                 chosen += itertools.islice(fitting, 1)
             return chosen if len(chosen) == len(wanted) else []
 
@@ -243,10 +243,13 @@ class Section:
             PAGE.write_text(before + after.replace(old, new, 1))
 
 
-def _message(line: str) -> str:
-    """What a line of a log says, without time and facts."""
-    matched = re.fullmatch(r"\S+ \[\w+ *\] (.+?)(?: +\w+=.*)?", line)
-    return matched[1] if matched else line
+def message(line: str) -> str:
+    """What a line of a log says, with the names of its facts, but without the time and the facts."""
+    matched = re.fullmatch(r"\S+ \[\w+ *\] (.+?)( +\w+=.*)?", line)
+    if matched is None:
+        return line
+    said, facts = matched.groups()
+    return " ".join([said, *re.findall(r" (\w+)=", facts or "")])
 
 
 def shape(text: str) -> list[str]:

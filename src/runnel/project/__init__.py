@@ -19,8 +19,8 @@ __all__ = ["create", "name_of"]
 PLACEHOLDER = "myproject"
 """The name of the template, in its texts and in the names of its files."""
 
-TAKEN = {"conftest", "tests"}
-"""Modules that a project has besides its own."""
+TAKEN = {"conftest", "runnel", "tests"}
+"""Modules that a project has besides its own, or needs."""
 
 
 def create(directory: Path) -> tuple[str, list[Path]]:

@@ -223,6 +223,30 @@ async def test_a_batch_is_one_span_with_a_link_to_each_sender(
     assert parent_id(await spans.one("bulk insert")) == span_id(processed)
 
 
+async def test_what_a_processor_sends_belongs_to_the_same_trace(
+    app: App, orders: Stream[Order], inspector: Inspector, spans: Seen
+) -> None:
+    parcels = app.stream("parcels", record=Order, partition_by="order_id")
+
+    @app.processor(orders)
+    async def pack(events):
+        async for order in events.records():
+            await parcels.send(order)
+
+    @app.processor(parcels)
+    async def ship(events):
+        async for _ in events.records():
+            pass
+
+    await orders.send(Order(order_id=1))
+    async with running(app):
+        shipped = await spans.one("process parcels")
+    (packed,), (passed_on,) = spans.named("process orders"), spans.named("send parcels")
+    assert parent_id(passed_on) == span_id(packed)
+    assert parent_id(shipped) == span_id(passed_on)
+    assert trace_id(shipped) == trace_id(await spans.one("send orders"))
+
+
 async def test_tracestate_and_baggage_arrive_as_well(
     app: App, orders: Stream[Order], inspector: Inspector, spans: Seen
 ) -> None:

@@ -45,7 +45,10 @@ from runnel.settings import Settings
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance", "tracing")),
+]
 PAGES = [*DOCUMENTS, ROOT / "docs" / "operations.md", ROOT / "docs" / "metrics.md", ROOT / "deploy" / "README.md"]
 """With those that other tests play."""
 

@@ -2,7 +2,7 @@
 
 There is no Docker engine and no cluster here. So the files are read by hadolint (Dockerfile), compose-spec (compose),
 kubernetes-validate with the schemas of Kubernetes, kubectl and systemd-analyze; and each command is run as it stands
-there, but for the port, with the environment of its file.
+there, but for the address, with the environment of its file.
 """
 
 import configparser
@@ -281,7 +281,8 @@ def own_server(server_binary: str | Path | None) -> Iterator[EmbeddedServer]:
 
 
 def _start(start: Start, url: str, binary: str | Path | None, directory: Path, front: list[str], port: int) -> Running:
-    words = [word.replace("9101", str(port)).replace(PORT, str(port)) for word in start.words]
+    address = f"127.0.0.1:{port}"  # not what is open to a whole network
+    words = [re.sub(r"^(\d+\.){3}\d+:\d+$", address, word) for word in start.words]
     variables = _variables(url, binary, directory) | start.variables | {"RUNNEL_REDIS_URL": url}
     shutil.copy(DEPLOY / "example.py", directory)
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"

@@ -25,22 +25,22 @@ class Outbox:
     def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
         self._instruments = instruments
         self._link, self._second = Link(endpoint), Link(endpoint)
-        self._producers: dict[str, Producer] = {}
+        self._producers: dict[tuple[str, bytes], Producer] = {}
 
-    def producer(self, stream: Stream[Any]) -> Producer:
-        """The producer of a stream, made when something is sent to it first."""
-        producer = self._producers.get(stream.name)
+    def producer(self, stream: Stream[Any], field: bytes) -> Producer:
+        """The producer of a stream and of entries with that only field, if any; made when something is sent first."""
+        producer = self._producers.get((stream.name, field))
         if producer is None:
             link = self._link
             producer = Producer(
                 (link, self._second),
                 stream.keys,
-                stream.codec.field,
+                field,
                 stream.options.limits,
                 self._instruments,
                 lambda: stream.declare(link),
             )
-            self._producers[stream.name] = producer
+            self._producers[stream.name, field] = producer
         return producer
 
     async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:

@@ -33,6 +33,13 @@ class Outlet(Protocol):
     async def send_once(self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
 
+    @property
+    def traced(self) -> bool:
+        """Whether sends go through ``send_traced``."""
+
+    async def send_traced(self, stream: "Stream[Any]", items: Sequence[tuple[int, Sequence[bytes]]]) -> list[str]:
+        """Append entries, all their fields given, that carry the context of a span."""
+
     def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
         """The stream ``name`` with the properties of another; declared if it is not yet."""
 
@@ -115,6 +122,8 @@ class Stream(Generic[R]):
             loop = get_running_loop()
         except RuntimeError:
             return self._send_later(records)
+        if self.outlet.traced:
+            return self._send_traced(records)
         producer = self._producer
         if producer is None or producer.loop is not loop:
             producer = self._producer = self.outlet.producer(self)  # 0.7 µs
@@ -141,6 +150,15 @@ class Stream(Generic[R]):
     async def _send_later(self, records: Sequence[R]) -> list[str]:
         """There is no event loop yet: ``asyncio.run(stream.send(record))``."""
         return await self.send(*records)
+
+    async def _send_traced(self, records: Sequence[R]) -> list[str]:
+        """A coroutine: its span is current in it alone."""
+        for kind in set(map(type, records)):
+            if not issubclass(kind, self.record):
+                raise self._not_of_ours(kind)
+        partitions, field = self._partitions_of(records), self.codec.field
+        entries = [(field, value) if field else value for value in map(self._encode, records)]
+        return await self.outlet.send_traced(self, list(zip(partitions, entries, strict=True))) if records else []
 
     def _not_of_ours(self, kind: type) -> RecordError:
         return RecordError(f'The stream "{self.name}" takes records of {self.record.__name__}, not {kind.__name__}.')
@@ -172,7 +190,7 @@ class Stream(Generic[R]):
             raise PartitionKeyError(f'Stream "{self.name}": {error}') from error
 
     def send_once(
-        self, partition: int, fields: Sequence[bytes], headers: dict[str, str], *, origin: str
+        self, partition: int, fields: Sequence[bytes], headers: Mapping[str, str | bytes], *, origin: str
     ) -> Awaitable[None]:
         """Append the fields of an entry of another stream, with headers, once per origin (within a week).
 

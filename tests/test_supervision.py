@@ -218,7 +218,7 @@ def test_a_burst_that_leaves_a_quarantine_behind_ends_with_status_1(project: Pro
     project.send(2)
     worker = project.start("worker", "shop:app", "--burst", RUNNEL_EXCEPTION_POLICY="quarantine")
     assert worker.ends() == 1
-    assert "1 partitions are quarantined: what is in them was not processed" in worker.stderr
+    assert '"printer" is quarantined in 1 partition: what is there was not processed' in worker.stderr
     assert "end 2" in worker.stdout
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Op",
     "Seat",
     "Stale",
+    "acknowledge",
     "acquire",
     "append",
     "claim",
@@ -80,6 +81,8 @@ _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
 _losses = _Script("losses")
+_count_loss = _Script("count_loss")
+_acknowledge = _Script("acknowledge")
 _look = _Script("look")
 _park = _Script("park")
 _slow = _Script("slow")
@@ -477,9 +480,27 @@ async def look(link: Link, keys: StreamKeys, processor: str, partitions: Sequenc
     return found
 
 
-async def count_loss(link: Link, keys: StreamKeys, processor: str, partition: int, entries: int) -> None:
-    """Add to the entries that were removed from a partition before a processor had processed them."""
-    await link.call("HINCRBY", keys.positions(keys.slot_group(partition), processor), f"lost:{partition}", entries)
+async def count_loss(
+    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str, entries: int, removed: int
+) -> bool:
+    """Count entries that were removed from a partition that we own before we had read them.
+
+    Arguments:
+        entries: how many.
+        removed: entries of the log up to the last one of them, counted from its first one.
+
+    Returns:
+        False if we do not own the partition any more: what we know of it is out of date.
+    """
+    positions = keys.positions(keys.slot_group(partition), processor)
+    answer = await _count_loss(link, (positions,), (partition, f"{token}:{member}", entries, removed))
+    return bool(answer == b"OK")
+
+
+async def acknowledge(link: Link, keys: StreamKeys, processor: str, partition: int, lost: int, rollbacks: int) -> bool:
+    """Forget counted losses and rollbacks of a partition. False if there are others than these by now."""
+    positions = keys.positions(keys.slot_group(partition), processor)
+    return bool(await _acknowledge(link, (positions,), (partition, lost, rollbacks)))
 
 
 async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:

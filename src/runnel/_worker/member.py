@@ -202,6 +202,8 @@ class Member:
                 self._begin(
                     partition, token, quarantined=partition in beat.quarantined, paused=partition in beat.paused
                 )
+            if idle := tuple(sorted(partition for partition, _ in plan.acquire if partition in beat.paused)):
+                self.announce(PartitionsPaused(self.processor.name, idle))
 
     def _park(self, beat: Beat) -> None:
         """Stop what is parked, and go on with what is not any more."""
@@ -209,7 +211,8 @@ class Member:
         for partition in sorted(self._consumers.keys() & beat.granted.keys()):
             consumer = self._consumers[partition]
             if partition in beat.quarantined or partition in beat.paused:
-                if consumer.park():
+                quarantined = partition in beat.quarantined or consumer.marked_after(beat.sent)
+                if consumer.park(quarantined=quarantined):
                     stopped.append(partition)
             elif consumer.marked_after(beat.sent):
                 self.holder.settled = False  # it may not know of our mark yet: have it all said once more
@@ -291,16 +294,19 @@ class Member:
                 for feed, seen, entries in zip(feeds, cursors, lost, strict=True):
                     if entries and not feed.ended and (feed.cursor, feed.read) == seen:
                         feed.skip(entries)
-                        self.announce(LossDetected(self.processor.name, feed.partition, entries))
-                        await self._count_loss(feed.partition, entries)
+                        if await self._count_loss(feed, entries, feed.read):
+                            self.announce(LossDetected(self.processor.name, feed.partition, entries))
 
-    async def _count_loss(self, partition: int, entries: int) -> None:
-        """For operators, who look later; an answer that is lost may count it twice."""
+    async def _count_loss(self, feed: Feed, entries: int, removed: int) -> bool:
+        """For operators, who look later. False if the partition is not ours: who owns it knows better."""
+        keys, name, member = self.processor.stream.keys, self.processor.name, self.holder.seat.member
 
-        async def attempt() -> None:
-            await scripts.count_loss(self._link, self.processor.stream.keys, self.processor.name, partition, entries)
+        async def attempt() -> bool:
+            return await scripts.count_loss(
+                self._link, keys, name, feed.partition, feed.token, member, entries, removed
+            )
 
-        await patiently("count a loss", attempt, self._instruments)
+        return await patiently("count a loss", attempt, self._instruments)
 
     # What the consumers need
 

@@ -15,6 +15,7 @@ from runnel.admin.dead_letters import (
 from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
 from runnel.admin.doctor import examine
 from runnel.admin.findings import Finding
+from runnel.admin.losses import Losses, acknowledge_losses
 from runnel.admin.pausing import pause_processor, resume_processor
 from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
 from runnel.admin.quarantine import (
@@ -43,6 +44,7 @@ __all__ = [
     "DeadLetter",
     "Deletion",
     "Finding",
+    "Losses",
     "MemberStatus",
     "PartitionStatus",
     "Plan",
@@ -55,6 +57,7 @@ __all__ = [
     "SlowEvent",
     "Status",
     "StreamStatus",
+    "acknowledge_losses",
     "apply_reset",
     "delete_processor",
     "examine",

@@ -183,7 +183,8 @@ def _partition(stream: Stream[Any], status: ProcessorStatus, partition: Partitio
             Finding(
                 f'"{name}" has lost {_events(partition.lost)} of partition {where}: they were removed before it had '
                 "processed them.",
-                'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server.',
+                'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server. '
+                f"When you know: runnel processor acknowledge {call}",
                 urgent=False,
             )
         )
@@ -192,7 +193,8 @@ def _partition(stream: Stream[Any], status: ProcessorStatus, partition: Partitio
         found.append(
             Finding(
                 f'Redis has lost confirmed data of "{name}" in partition {where}, {times}.',
-                "Look for restarts and fail-overs; appendfsync always, or replicas, keep more.",
+                "Look for restarts and fail-overs; appendfsync always, or replicas, keep more. "
+                f"When you know: runnel processor acknowledge {call}",
                 urgent=False,
             )
         )

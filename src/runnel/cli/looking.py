@@ -15,6 +15,7 @@ from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import (
     INTERVAL,
     AsJSON,
+    Partitions,
     Watch,
     notes,
     number,
@@ -105,7 +106,7 @@ def tail(
         str | None,
         typer.Option("--from", help="earliest, latest, an id, a time (UTC unless it has a zone), or -5m for ago."),
     ] = None,
-    partition: Annotated[list[int] | None, typer.Option(help="Only this partition; may be repeated.")] = None,
+    partition: Partitions = None,
     key: Annotated[str | None, typer.Option(help="Only events with this partition key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     redis_url: RedisURL = None,

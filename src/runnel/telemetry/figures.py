@@ -44,6 +44,7 @@ METRICS = {
         Metric("runnel_member_joined", "gauge", _BY_PROCESSOR, "1 while the worker has a seat in the group."),
         Metric("runnel_partitions_owned", "gauge", _BY_PROCESSOR, "Partitions that the worker has."),
         Metric("runnel_partitions_quarantined", "gauge", _BY_PROCESSOR, "Of these, stopped because an event failed."),
+        Metric("runnel_partitions_paused", "gauge", _BY_PROCESSOR, "Of these, stopped because somebody paused them."),
         Metric("runnel_lag_events", "gauge", ("processor", "partition"), "Events of an owned partition not processed."),
         Metric("runnel_lag_seconds", "gauge", ("processor", "partition"), "Age of the oldest of these."),
         Metric("runnel_in_flight_events", "gauge", _BY_PROCESSOR, "Events that handlers are working on."),
@@ -163,11 +164,13 @@ class Figures:
                 for consumer in member.consumers
                 if consumer.state not in (PartitionState.GRANTED, PartitionState.RELEASED, PartitionState.LOST)
             ]
-            quarantined = sum(consumer.state is PartitionState.PARKED for consumer in owned)
+            parked = [consumer for consumer in owned if consumer.state is PartitionState.PARKED]
+            quarantined = sum(consumer.quarantined for consumer in parked)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
                 "runnel_partitions_owned": len(owned),
                 "runnel_partitions_quarantined": quarantined,
+                "runnel_partitions_paused": len(parked) - quarantined,
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),
                 "runnel_buffer_capacity_events": 2 * member.processor.prefetch_count * len(owned),

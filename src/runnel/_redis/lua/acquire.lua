@@ -11,6 +11,8 @@
 --
 -- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once, and
 -- counted beside the position, for operators: lost:<partition> (entries) and rollbacks:<partition> (times).
+-- removed:<partition> says how many entries of the log had been removed when losses were counted last: they are counted
+-- once, also if a member has noticed them while it ran and stopped before its position went past them.
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
@@ -47,13 +49,20 @@ elseif before(last, offset) then          -- a read from behind the end would wa
 elseif offset == last then
   count = added
 elseif not first or before(offset, first) then
-  lost = math.max(0, added - length - count)
+  local known = tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0)
+  lost = math.max(0, added - length - math.max(count, known))
   count = added - length
   if not first then offset = last end
 end
 
-if lost > 0 then redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost) end
-if rolled_back ~= '' then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
+if lost > 0 then
+  redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost)
+  redis.call('HSET', KEYS[1], 'removed:' .. partition, string.format('%.0f', added - length))
+end
+if rolled_back ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
+  redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
+end
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition, ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count))
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)

@@ -33,7 +33,7 @@ async def acknowledge_losses(app: App, processor: str, partitions: Sequence[int]
 
     Raises:
         UnknownProcessor: the app has none of that name.
-        ConfigurationError: a partition does not exist.
+        NoSuchPlace: a partition does not exist.
         RedisUnavailable: Redis cannot be reached. Repeat it: it can be done twice.
     """
     stream = processor_of(app, processor).stream

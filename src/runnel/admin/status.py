@@ -99,6 +99,7 @@ class ProcessorStatus:
         stream: what it processes.
         declared: whether the app has it; if not, it is only registered in Redis, and holds back trimming.
         paused: seconds for which it has been paused; ``None`` if it is not.
+        paused_by: user and machine.
         members: its workers, in the order in which they came.
         partitions: of the stream; empty if nothing was sent yet and no worker has run.
         rate: events per second; ``None`` at the first look.
@@ -108,6 +109,7 @@ class ProcessorStatus:
     stream: str
     declared: bool
     paused: float | None
+    paused_by: str | None
     members: tuple[MemberStatus, ...]
     partitions: tuple[PartitionStatus, ...]
     rate: Rate | None = None
@@ -259,7 +261,8 @@ async def look_at(
         for member in group.members
     )
     paused = None if group.paused is None else max(0.0, now - since(group.paused))
-    return ProcessorStatus(processor, stream.name, declared, paused, members, tuple(found))
+    by = None if group.paused is None else group.paused.details["by"]
+    return ProcessorStatus(processor, stream.name, declared, paused, by, members, tuple(found))
 
 
 def is_silent(member: MemberState) -> bool:

@@ -38,7 +38,7 @@ __all__ = ["ProcessorTarget", "processor_app"]
 
 processor_app = typer.Typer(no_args_is_help=True)
 
-ProcessorTarget = Annotated[str, typer.Argument(help="module:attribute of the processor, such as example:printer.")]
+ProcessorTarget = Annotated[str, typer.Argument(metavar="PROCESSOR", help="module:attribute, such as example:printer.")]
 
 
 @processor_app.callback()
@@ -168,7 +168,7 @@ def acknowledge(
 @reporting
 def delete(
     processor: Annotated[
-        str, typer.Argument(help="module:name of a processor, also of one that the app does not have any more.")
+        str, typer.Argument(metavar="PROCESSOR", help="module:name, also of one that the app does not have any more.")
     ],
     execute: Execute = False,
     as_json: AsJSON = False,

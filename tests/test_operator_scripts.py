@@ -129,13 +129,24 @@ async def test_a_slow_event_is_noted_by_the_servers_clock_and_forgotten(link: Li
     now = await server_time(link)
     await scripts.note_slow(link, control, [(0, 7, "1-1", 2.5), (1, 8, "2-2", 1.0)])
     slow = (await group_state(link, control)).slow
-    assert (slow[0].token, slow[0].event, slow[1].token, slow[1].event) == (7, "1-1", 8, "2-2")
+    assert (slow[0].token, slow[0].what, slow[1].token, slow[1].what) == (7, "1-1", 8, "2-2")
     assert abs(now - 2.5 - slow[0].since) < 1.0
     assert slow[1].since - slow[0].since == pytest.approx(1.5, abs=0.01)
     await scripts.note_slow(link, control, [(0, 7, "", 0.0), (1, 8, "3-3", 1.0)])
     slow = (await group_state(link, control)).slow
-    assert {p: event.event for p, event in slow.items()} == {1: "3-3"}
+    assert {p: event.what for p, event in slow.items()} == {1: "3-3"}
     await scripts.note_slow(link, control, [(5, 7, "", 0.0)])  # of nothing: it can be repeated
+
+
+async def test_what_makes_no_progress_is_noted_beside_what_is_slow(link: Link, control: ControlKeys) -> None:
+    await scripts.note_slow(link, control, [(0, 7, "1-1", 2.5)])
+    await scripts.note_stalled(link, control, [(0, 7, "events are not read", 60.0)])
+    state = await group_state(link, control)
+    assert (state.slow[0].what, state.stalled[0].what) == ("1-1", "events are not read")
+    assert state.slow[0].since - state.stalled[0].since == pytest.approx(57.5, abs=1)
+    await scripts.note_stalled(link, control, [(0, 7, "", 0.0)])
+    state = await group_state(link, control)
+    assert (set(state.slow), set(state.stalled)) == ({0}, set())
 
 
 # forget_group and forget_positions

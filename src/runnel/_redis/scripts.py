@@ -44,6 +44,7 @@ __all__ = [
     "look",
     "losses",
     "note_slow",
+    "note_stalled",
     "park",
     "quarantine",
     "reset",
@@ -210,6 +211,9 @@ async def quarantine(link: Link, seat: Seat, partition: int, token: int, details
     return bool(answer == b"OK")
 
 
+STALLED = "stalled:"
+"""What begins the fields of the slow hash that are about partitions which make no progress."""
+
 ALL = "*"
 """The field of the parked hash that parks all partitions."""
 
@@ -231,6 +235,12 @@ async def park(link: Link, keys: ControlKeys, field: int | str, expected: bytes,
 async def note_slow(link: Link, keys: ControlKeys, events: Sequence[tuple[int, int, str, float]]) -> None:
     """Note which events have been in progress for long: partition, token, id (empty: none any more), seconds."""
     arguments = [word for p, token, event, seconds in events for word in (p, token, event, int(seconds * 1000))]
+    await _slow(link, (keys.slow,), arguments)
+
+
+async def note_stalled(link: Link, keys: ControlKeys, stalls: Sequence[tuple[int, int, str, float]]) -> None:
+    """Note which partitions make no progress: partition, token, what they do (empty: it is over), seconds."""
+    arguments = [w for p, token, doing, seconds in stalls for w in (f"{STALLED}{p}", token, doing, int(seconds * 1000))]
     await _slow(link, (keys.slow,), arguments)
 
 

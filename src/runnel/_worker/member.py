@@ -112,7 +112,9 @@ class Member:
             self._on_moved,
         )
         self.holder.in_progress = self._in_progress
-        self._watchdog = Watchdog(processor.name, stream.keys, processor.stall_timeout, self._at_work, instruments)
+        self._watchdog = Watchdog(
+            processor.name, stream.keys, control, processor.stall_timeout, self._at_work, instruments
+        )
         self.holder.watch = self._watchdog.run
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
@@ -251,10 +253,10 @@ class Member:
                 found.append((partition, consumer.feed.token, event))
         return found
 
-    def _at_work(self) -> dict[int, str]:
-        """What each partition is doing that should make progress. Called on the heartbeat thread, so it only reads."""
+    def _at_work(self) -> dict[int, tuple[int, str]]:
+        """Token and doing of each partition that should make progress. Called on the heartbeat thread: it only reads."""
         consumers = tuple(self._consumers.values())
-        return {c.feed.partition: c.doing for c in consumers if c.state is PartitionState.RUNNING}
+        return {c.feed.partition: (c.feed.token, c.doing) for c in consumers if c.state is PartitionState.RUNNING}
 
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():

@@ -170,6 +170,14 @@ def _partition(stream: Stream[Any], status: ProcessorStatus, partition: Partitio
                 f"See runnel quarantine show {call} --partition {at}; then retry or skip.",
             )
         )
+    if partition.stall is not None:
+        found.append(
+            Finding(
+                f'"{name}" has made no progress in partition {at} for {partition.stall.seconds:.0f} s, with '
+                f"{_events(partition.lag)} waiting: {partition.stall.doing}.",
+                f"See the log of {partition.owner}. If it is not your code that takes so long, restart that worker.",
+            )
+        )
     size = stream.options.limits.partition_size
     if size and partition.lag >= NEARLY_FULL * size:
         found.append(

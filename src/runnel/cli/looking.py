@@ -280,6 +280,9 @@ def _attention(processor: ProcessorStatus) -> list[str]:
         if slow := partition.in_progress:
             event = f"the event {slow.event} has been in progress for {span(slow.seconds)}"
             lines.append(f'"{name}" partition {partition.partition}: {event}.')
+        if stall := partition.stall:
+            since = f"has made no progress for {span(stall.seconds)}"
+            lines.append(f'"{name}" partition {partition.partition} {since}: {stall.doing}.')
     if lossy := _those(processor, lambda p: p.lost > 0):
         lost = number(processor.lost, "event")
         lines.append(f'"{name}" has lost {lost} of {where(lossy)} to trimming or deletion. See runnel doctor.')

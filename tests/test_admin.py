@@ -155,6 +155,7 @@ async def test_a_pause_outlives_its_workers_and_lets_the_event_in_progress_finis
                 return await redis.count(shop.steps, "proc") == PARTITIONS
 
             await eventually(committed)
+        shop.announced.seen.clear()
         async with running(shop.app):
 
             async def owned() -> bool:
@@ -162,6 +163,7 @@ async def test_a_pause_outlives_its_workers_and_lets_the_event_in_progress_finis
                 return {partition.state for partition in found.partitions} == {"paused"}
 
             await eventually(owned)
+            await eventually(lambda: shop.announced.of(PartitionsPaused) == [PartitionsPaused("proc", (0, 1, 2, 3))])
             assert len(shop.began) == PARTITIONS, "nothing is begun by a worker that starts meanwhile"
             await resume_processor(shop.app, "proc")
             await eventually(lambda: len(shop.seen) == 2 * PARTITIONS)

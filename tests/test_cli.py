@@ -19,7 +19,13 @@ def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp
 
 
 HELP = [
-    ("", ["worker", "dev", "send", "sendmany", "server", "demo", "bench", "processor"]),
+    (
+        "",
+        [
+            *("worker", "dev", "send", "sendmany", "tail", "status", "lag", "doctor", "server", "demo", "bench"),
+            *("processor", "quarantine", "dead"),
+        ],
+    ),
     ("worker", ["--processors", "--log-level", "--log-format", "--redis-url", "130 aborted"]),
     ("dev", ["--processors", "--reload", "--log-level"]),
     ("send", ["STREAM", "--redis-url"]),
@@ -27,8 +33,32 @@ HELP = [
     ("server", ["--port", "--unix", "--data"]),
     ("demo", ["killed"]),
     ("bench", ["--rounds", "--quick", "--check", "--json", "--embedded", "--redis-url"]),
-    ("processor", ["reset"]),
-    ("processor reset", ["--start", "--partition", "--execute", "--json"]),
+    ("tail", ["STREAM", "--follow", "--number", "--from", "--partition", "--key", "--json"]),
+    ("status", ["TARGET", "--watch", "--json"]),
+    ("lag", ["--fail-over", "--watch", "--json"]),
+    ("doctor", ["--json", "Exit status 1"]),
+    ("processor", ["reset", "pause", "resume", "delete", "acknowledge"]),
+    (
+        "processor reset",
+        [
+            *("PROCESSOR", "--start", "--to-earliest", "--to-latest", "--to-datetime", "--by-duration", "--shift-by"),
+            *("--partition", "--execute", "--json"),
+        ],
+    ),
+    ("processor pause", ["PROCESSOR", "--redis-url"]),
+    ("processor resume", ["PROCESSOR"]),
+    ("processor delete", ["PROCESSOR", "--execute", "--json"]),
+    ("processor acknowledge", ["--partition", "--json"]),
+    ("quarantine", ["list", "show", "retry", "skip"]),
+    ("quarantine list", ["TARGET", "--watch", "--json"]),
+    ("quarantine show", ["PROCESSOR", "--partition", "--json"]),
+    ("quarantine retry", ["--partition"]),
+    ("quarantine skip", ["--partition", "--json"]),
+    ("dead", ["list", "show", "replay", "purge"]),
+    ("dead list", ["STREAM", "--json"]),
+    ("dead show", ["LETTER", "--json"]),
+    ("dead replay", ["LETTER", "--execute", "--json", "AFTER"]),
+    ("dead purge", ["LETTER", "--execute", "--json"]),
 ]
 
 

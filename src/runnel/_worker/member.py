@@ -254,7 +254,7 @@ class Member:
         return found
 
     def _at_work(self) -> dict[int, tuple[int, str]]:
-        """Token and doing of each partition that should make progress. Called on the heartbeat thread: it only reads."""
+        """Token and doing of each partition that should make progress. Called on the heartbeat thread."""
         consumers = tuple(self._consumers.values())
         return {c.feed.partition: (c.feed.token, c.doing) for c in consumers if c.state is PartitionState.RUNNING}
 

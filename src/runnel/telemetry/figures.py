@@ -44,7 +44,12 @@ METRICS = {
         Metric("runnel_member_joined", "gauge", _BY_PROCESSOR, "1 while the worker has a seat in the group."),
         Metric("runnel_partitions_owned", "gauge", _BY_PROCESSOR, "Partitions that the worker has."),
         Metric("runnel_partitions_quarantined", "gauge", _BY_PROCESSOR, "Of these, stopped because an event failed."),
-        Metric("runnel_partitions_paused", "gauge", _BY_PROCESSOR, "Of these, stopped because somebody paused them."),
+        Metric(
+            "runnel_partitions_paused",
+            "gauge",
+            _BY_PROCESSOR,
+            "Of these, stopped because somebody has paused the processor.",
+        ),
         Metric(
             "runnel_partitions_stalled", "gauge", _BY_PROCESSOR, "Of these, with events that wait and without progress."
         ),

@@ -17,7 +17,7 @@ import pytest
 from harness import inspecting
 from program import Project, environment, until
 from runnel import App, Record
-from runnel.admin import key_of, tail_of
+from runnel.admin import key_of, list_quarantines, skip_quarantine, tail_of
 from runnel.server import EmbeddedServer
 from runnel.streams import Stream
 
@@ -100,7 +100,12 @@ class Scene:
     def declared(self, name: str) -> tuple[App, Stream[Step]]:
         """The same as in ``steps.py``."""
         app = App(APP, redis_url=self.project.environment["RUNNEL_REDIS_URL"])
-        return app, app.stream(name, record=Step, partition_by="key", partition_count=2)
+        stream = app.stream(name, record=Step, partition_by="key", partition_count=2)
+
+        @app.processor(stream, name=name)
+        async def _(events: object) -> None: ...
+
+        return app, stream
 
     def send(self, name: str, *numbers: int, partition: int = 0, note: str = "") -> list[str]:
         """Send steps. Returns their ids."""
@@ -147,10 +152,10 @@ class Scene:
         return any(event in line and f"processor={name} " in line for line in self.worker.stderr.splitlines())
 
     def quarantined(self, name: str, times: int = 1) -> None:
-        """Wait until it has failed so many times."""
+        """Wait until it has failed so many times, and that is to be seen."""
         event = "processing failed; the partition is quarantined"
         until(lambda: sum(event in s and f"={name} " in s for s in self.worker.stderr.splitlines()) >= times)
-        until(lambda: self.data("quarantine", "show", f"steps:{name}"))
+        until(lambda: asyncio.run(list_quarantines(self.declared(name)[0], name)))
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +292,7 @@ def letters(scene: Scene, name: str, *numbers: int) -> list[str]:
     for times, n in enumerate(numbers, 1):
         scene.send(name, n, note="bad")
         scene.quarantined(name, times)
-        scene.does("quarantine", "skip", f"steps:{name}", "--partition", "0")
+        asyncio.run(skip_quarantine(scene.declared(name)[0], name, [0]))
     found = scene.data("dead", "list", f"steps:{name}s")
     assert [one["event"]["record"]["n"] for one in found] == list(numbers)
     return [one["letter"] for one in found]

@@ -340,9 +340,11 @@ def test_without_a_server_every_command_ends_with_status_3(scene: Scene) -> None
         *(["dead", name, "shop:orders"] for name in ("list", "show", "replay", "purge")),
         *(["processor", name, "shop:printer"] for name in ("pause", "resume", "delete", "acknowledge")),
     ]
-    started = [scene.project.start(*command, "--redis-url", "redis://127.0.0.1:1") for command in commands]
-    for command, one in zip(commands, started, strict=True):
-        assert one.ends() == 3, command
-        assert one.stdout == "", command
-        assert one.stderr.startswith("Error: Cannot reach redis://127.0.0.1:1 (connection refused)."), command
-        assert "Traceback" not in one.stderr, command
+    for at in range(0, len(commands), 3):  # as many at a time as help on a small machine
+        some = commands[at : at + 3]
+        started = [scene.project.start(*command, "--redis-url", "redis://127.0.0.1:1") for command in some]
+        for command, one in zip(some, started, strict=True):
+            assert one.ends() == 3, command
+            assert one.stdout == "", command
+            assert one.stderr.startswith("Error: Cannot reach redis://127.0.0.1:1 (connection refused)."), command
+            assert "Traceback" not in one.stderr, command

@@ -332,19 +332,20 @@ def test_an_app_that_was_never_used_has_nothing_to_show(scene: Scene) -> None:
     assert lag.stderr.splitlines()[0] == '"printer": its stream "orders" was never used.'
 
 
-def test_without_a_server_every_command_ends_with_status_3(scene: Scene) -> None:
-    commands = [
-        *(["status", "shop:app"], ["status", "shop:app", "--watch"], ["lag", "shop:app"], ["tail", "shop:orders"]),
-        *(["doctor", "shop:app"], ["quarantine", "list", "shop:app"], ["quarantine", "show", "shop:printer"]),
-        *(["quarantine", "retry", "shop:printer"], ["quarantine", "skip", "shop:printer", "--partition", "0"]),
-        *(["dead", name, "shop:orders"] for name in ("list", "show", "replay", "purge")),
-        *(["processor", name, "shop:printer"] for name in ("pause", "resume", "delete", "acknowledge")),
-    ]
-    for at in range(0, len(commands), 3):  # as many at a time as help on a small machine
-        some = commands[at : at + 3]
-        started = [scene.project.start(*command, "--redis-url", "redis://127.0.0.1:1") for command in some]
-        for command, one in zip(some, started, strict=True):
-            assert one.ends() == 3, command
-            assert one.stdout == "", command
-            assert one.stderr.startswith("Error: Cannot reach redis://127.0.0.1:1 (connection refused)."), command
-            assert "Traceback" not in one.stderr, command
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (["status", "shop:app"], ["status", "shop:app", "--watch"], ["lag", "shop:app"], ["tail", "shop:orders"]),
+        (["doctor", "shop:app"], ["quarantine", "list", "shop:app"], ["quarantine", "show", "shop:printer"]),
+        (["quarantine", "retry", "shop:printer"], ["quarantine", "skip", "shop:printer", "--partition", "0"]),
+        tuple(["dead", name, "shop:orders"] for name in ("list", "show", "replay", "purge")),
+        tuple(["processor", name, "shop:printer"] for name in ("pause", "resume", "delete", "acknowledge")),
+    ],
+)
+def test_without_a_server_every_command_ends_with_status_3(scene: Scene, commands: tuple[list[str], ...]) -> None:
+    started = [scene.project.start(*command, "--redis-url", "redis://127.0.0.1:1") for command in commands]
+    for command, one in zip(commands, started, strict=True):
+        assert one.ends() == 3, command
+        assert one.stdout == "", command
+        assert one.stderr.startswith("Error: Cannot reach redis://127.0.0.1:1 (connection refused)."), command
+        assert "Traceback" not in one.stderr, command

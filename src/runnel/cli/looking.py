@@ -112,7 +112,7 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     redis_url: RedisURL = None,
 ) -> None:
-    """See the events of a stream, decoded, in the order in which they were sent. Processes nothing."""
+    """See the events of a stream, decoded, those of a partition in the order of sending. Processes nothing."""
     of = load(stream, Stream, "runnel tail", redis_url=redis_url)
     wanted = 10 if last is None and start is None else last
     shown = run(_tail(of, wanted, start, partition, key, follow, as_json))

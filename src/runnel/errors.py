@@ -8,6 +8,7 @@
     │  ├─ MetadataMismatch            the stream is stored with other properties
     │  └─ UnknownProcessor            no processor of that name in the app
     ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
+    ├─ NoSuchPlace                 no id, time, duration or partition of a stream    exit status 2
     ├─ RecordError                 a value that does not fit                         exit status 2
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
@@ -35,6 +36,7 @@ __all__ = [
     "DecodeError",
     "MetadataMismatch",
     "NoSuchLetter",
+    "NoSuchPlace",
     "NotQuarantined",
     "PartitionKeyError",
     "ProcessorInUse",
@@ -79,6 +81,12 @@ class UnknownProcessor(ConfigurationError):
 
 class TargetError(RunnelError):
     """A command-line target does not lead to the object that the command needs."""
+
+    exit_status = 2
+
+
+class NoSuchPlace(RunnelError, ValueError):
+    """Words that should name a place in a stream do not: no id, time, duration, or number of a partition."""
 
     exit_status = 2
 

@@ -15,6 +15,7 @@ from runnel.admin.dead_letters import (
 from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
 from runnel.admin.doctor import examine
 from runnel.admin.findings import Finding
+from runnel.admin.losses import Losses, acknowledge_losses
 from runnel.admin.pausing import pause_processor, resume_processor
 from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
 from runnel.admin.quarantine import (
@@ -32,6 +33,7 @@ from runnel.admin.status import (
     ProcessorStatus,
     Rate,
     SlowEvent,
+    Stall,
     Status,
     StreamStatus,
     status_of,
@@ -43,6 +45,7 @@ __all__ = [
     "DeadLetter",
     "Deletion",
     "Finding",
+    "Losses",
     "MemberStatus",
     "PartitionStatus",
     "Plan",
@@ -53,8 +56,10 @@ __all__ = [
     "Shift",
     "Skipped",
     "SlowEvent",
+    "Stall",
     "Status",
     "StreamStatus",
+    "acknowledge_losses",
     "apply_reset",
     "delete_processor",
     "examine",

@@ -6,7 +6,7 @@ from typing import Any
 
 from runnel._redis.link import Link
 from runnel.app import App
-from runnel.errors import ConfigurationError, UnknownProcessor, did_you_mean
+from runnel.errors import NoSuchPlace, UnknownProcessor, did_you_mean
 from runnel.processors import Processor
 from runnel.streams import Stream
 
@@ -41,13 +41,13 @@ def chosen_partitions(stream: Stream[Any], partitions: Iterable[int] | None) -> 
     """The partitions of a stream, or those that were named, each once and in order.
 
     Raises:
-        ConfigurationError: one does not exist.
+        NoSuchPlace: one does not exist.
     """
     if partitions is None:
         return list(range(stream.partition_count))
     for partition in partitions:
         if not 0 <= partition < stream.partition_count:
-            raise ConfigurationError(
+            raise NoSuchPlace(
                 f'Stream "{stream.name}" has the partitions 0 to {stream.partition_count - 1}, but not {partition}.'
             )
     return sorted(set(partitions))

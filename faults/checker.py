@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Note, Send, Serial
+from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send, Serial
 
 __all__ = ["CHECKS", "Violation", "check"]
 
-T = TypeVar("T", Effect, Acquire, Commit)
+T = TypeVar("T", Effect, Acquire, Commit, Look)
 
 CRASH_LOSS = 2.5
 """Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
@@ -29,7 +29,7 @@ class Violation:
     """A broken promise.
 
     Attributes:
-        check: C1 to C8.
+        check: C1 to C8, C10, or what a play calls it.
         text: what is wrong.
         at: when, for the account; ``None`` if at no particular time.
         partition: where.
@@ -55,15 +55,28 @@ class _Known:
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.handled = {effect.serial for effect in history.effects}
+        self.letters: dict[tuple[int, EntryId], list[Letter]] = defaultdict(list)
+        for letter in history.letters:
+            self.letters[letter.source].append(letter)
+        self.handled = {
+            effect.serial
+            for effect in history.effects
+            if effect.result == "done" or (effect.result == "failed" and (effect.partition, effect.id) in self.letters)
+        }
         self.logged = {entry.serial for entry in history.log}
         self.crashes = [d.started for d in history.disturbances if d.kind == "crash"]
         self.effects = _by_partition(history.effects)
         self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
         self.commits = _by_partition(history.commits)
+        self.looks = _by_partition(history.looks)
+        self.partitions = {item.key: item.partition for item in (*history.log, *history.effects)}
         ids: dict[int, set[EntryId]] = defaultdict(set)
         for entry in history.log:
             ids[entry.partition].add(entry.id)
+        if not history.complete:  # what is trimmed now was there
+            for send in history.sends.values():
+                if send.id is not None and send.key in self.partitions:
+                    ids[self.partitions[send.key]].add(send.id)
         self.present = {partition: sorted(found) for partition, found in ids.items()}
 
     def reported(self, partition: int, since: float) -> bool:
@@ -71,13 +84,41 @@ class _Known:
         return any(_reports_loss(note, partition) for note in self.history.notes if note.at >= since)
 
     def disturbed(self, pid: int, start: float, end: float) -> bool:
-        """Whether a process was kept from knowing the time between two times."""
+        """Whether a process was kept from knowing the time, or what the others do, between two times."""
         return any(
             d.pid == pid
             and d.kind in ("freeze", "hold", "cut")
             and d.started <= end
             and d.ended + AFTER_FREEZE >= start
             for d in self.history.disturbances
+        )
+
+    def in_hand(self, effect: Effect) -> bool:
+        """Whether an event that began late had been handed out before its process was frozen.
+
+        That can be one per process, and of a partition that nothing else was under way in.
+        """
+        for d in self.history.disturbances:
+            if d.pid == effect.pid and d.kind in ("freeze", "hold") and d.started <= effect.started:
+                if effect.started > d.ended + AFTER_FREEZE:
+                    continue
+                earlier = [
+                    e
+                    for e in self.effects[effect.partition]
+                    if e.token == effect.token and e.started < effect.started and e.ended > d.started
+                ]
+                return not earlier
+        return False
+
+    def deleted(self, send: Send, partition: int) -> Disturbance | None:
+        """When the entry of an event was deleted by hand."""
+        return next(
+            (
+                d
+                for d in self.history.disturbances
+                if d.kind == "delete" and d.partition == partition and d.entry == send.id
+            ),
+            None,
         )
 
     def destroyed(self, partition: int) -> Iterator[Disturbance]:
@@ -108,15 +149,25 @@ def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
 def nothing_is_lost(known: _Known) -> Iterator[Violation]:
     """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
     missing: dict[int, list[Send]] = defaultdict(list)
-    partitions = dict(_partitions(known).items())
     for send in known.history.sends.values():
         if send.outcome == "O" and send.serial not in known.handled:
-            missing[partitions.get(send.key, -1)].append(send)
+            missing[known.partitions.get(send.key, -1)].append(send)
     for partition, sends in missing.items():
         for send in sends:
             reason = _unexcused(known, send, partition)
             if reason:
                 yield Violation("C1", f"lost: {_name(send)}, sent as {send.id}: {reason}", send.ended, partition)
+        deleted = [d for send in sends if (d := known.deleted(send, partition)) is not None]
+        if deleted:
+            since = min(d.started for d in deleted)
+            told = sum(
+                note.fields["entries"]
+                for note in known.history.notes
+                if note.name == "LossDetected" and note.fields["partition"] == partition and note.at >= since
+            )
+            if told < len(deleted):
+                text = f"{len(deleted)} entries were deleted unread, and the loss of {told} was reported"
+                yield Violation("C1", text, since, partition)
 
 
 def _unexcused(known: _Known, send: Send, partition: int) -> str:
@@ -124,6 +175,8 @@ def _unexcused(known: _Known, send: Send, partition: int) -> str:
     assert send.id is not None
     if send.serial in known.logged:
         return "it is in the log, and was not handled"
+    if (d := known.deleted(send, partition)) is not None:
+        return "" if known.reported(partition, d.started) else "it was deleted, and nobody has reported it"
     for d in known.destroyed(partition):
         if d.kind == "crash" and not 0 <= d.started - send.ended <= CRASH_LOSS:
             continue
@@ -147,16 +200,10 @@ def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> Entr
             and other.ended < crash
             and other.serial in known.logged
             and other.id > send.id
-            and _partitions(known).get(other.key) == partition
+            and known.partitions.get(other.key) == partition
         ):
             return other.id
     return None
-
-
-def _partitions(known: _Known) -> dict[str, int]:
-    """Key -> partition, as seen in logs and effects."""
-    found = {entry.key: entry.partition for entry in known.history.log}
-    return found | {effect.key: effect.partition for effect in known.history.effects}
 
 
 def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
@@ -191,6 +238,21 @@ def _rewound(known: _Known, *commits: Commit) -> bool:
     """Whether the partition was acquired again between commits, which is how a rewind goes on."""
     first, last = min(c.sent for c in commits), max(c.answered for c in commits)
     return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
+
+
+def positions_only_grow(known: _Known) -> Iterator[Violation]:
+    """C2: whenever the server was asked, the position was not lower than before, unless it has lost data."""
+    for partition, looks in known.looks.items():
+        before: Look | None = None
+        for look in looks:
+            if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
+                yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
+            before = look
+
+
+def _lossy(known: _Known, partition: int, since: Look, until: Look) -> bool:
+    """Whether data was destroyed between two looks."""
+    return any(d.started <= until.answered and d.ended >= since.sent for d in known.destroyed(partition))
 
 
 def order_is_kept(known: _Known) -> Iterator[Violation]:
@@ -268,15 +330,27 @@ def tokens_fence(known: _Known) -> Iterator[Violation]:
                     text = f"{commit} was accepted after {acquire}"
                     yield Violation("C4", text, commit.answered, partition)
                     break
+        for look in known.looks[partition]:
+            for acquire in acquires:
+                if acquire.token > look.token and acquire.answered < look.sent:
+                    if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
+                        continue
+                    text = f"the server has an older token, {look}, after {acquire}"
+                    yield Violation("C4", text, look.answered, partition)
+                    break
 
 
 def one_owner_acts(known: _Known) -> Iterator[Violation]:
-    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed."""
+    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed.
+
+    Even then, it begins no event after its successor has begun one, but for one that it had in its hand when it was
+    frozen.
+    """
     for partition, effects in known.effects.items():
         latest: Effect | None = None  # of those begun so far, the one with the highest token that ends last
         for effect in sorted(effects, key=lambda effect: effect.started):
             if latest is not None and effect.token < latest.token:
-                if not known.disturbed(effect.pid, latest.started - 10, effect.ended):
+                if not known.in_hand(effect):
                     text = f"an old owner began: {effect} after {latest}"
                     yield Violation("C5", text, effect.started, partition)
                 continue
@@ -310,11 +384,38 @@ def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
 
 
 def nothing_is_doubled(known: _Known) -> Iterator[Violation]:
-    """C8: each event is in the log once."""
+    """C8: each event is in the log once. Unless the server has lost data, it was so at all times."""
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
         if found.setdefault(entry.serial, entry.id) != entry.id:
             yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
+    for effect in known.history.effects:
+        if found.setdefault(effect.serial, effect.id) != effect.id and not any(known.destroyed(effect.partition)):
+            text = f"{effect} was in the log as {found[effect.serial]} as well"
+            yield Violation("C8", text, effect.started, effect.partition)
+
+
+def letters_agree(known: _Known) -> Iterator[Violation]:
+    """C10: what has failed for good is a dead letter, once and to the byte; nothing else is."""
+    last: dict[tuple[int, EntryId], Effect] = {}
+    failed: set[tuple[int, EntryId]] = set()
+    for effect in sorted(known.history.effects, key=lambda effect: effect.ended):
+        if effect.result != "cancelled":
+            last[effect.partition, effect.id] = effect
+        if effect.result == "failed":
+            failed.add((effect.partition, effect.id))
+    for source, effect in last.items():
+        if effect.result == "failed" and source not in known.letters:
+            if any(d.ended >= effect.started for d in known.destroyed(effect.partition)):
+                continue  # the letter may have been destroyed as well
+            yield Violation("C10", f"no dead letter of {effect}", effect.ended, effect.partition)
+    for source, letters in known.letters.items():
+        if len(letters) > 1:
+            yield Violation("C10", f"{len(letters)} dead letters of {source}: {letters}", None, source[0])
+        if source not in failed:
+            yield Violation("C10", f"a dead letter of what has not failed: {letters[0]}", None, source[0])
+        elif letters[0].check != last[source].check:
+            yield Violation("C10", f"{letters[0]} does not hold what has failed: {last[source]}", None, source[0])
 
 
 def _name(send: Send) -> str:
@@ -324,10 +425,12 @@ def _name(send: Send) -> str:
 CHECKS: tuple[Callable[[_Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
+    positions_only_grow,
     order_is_kept,
     tokens_fence,
     one_owner_acts,
     bytes_agree,
     nothing_is_made_up,
     nothing_is_doubled,
+    letters_agree,
 )

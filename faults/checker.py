@@ -110,6 +110,14 @@ class _Known:
                 return not earlier
         return False
 
+    def partition_of(self, send: Send) -> int:
+        """Where an event went; -1 if all that there was of its key is gone."""
+        if send.key in self.partitions:
+            return self.partitions[send.key]
+        return next(
+            (d.partition for d in self.history.disturbances if d.entry == send.id and d.partition is not None), -1
+        )
+
     def deleted(self, send: Send, partition: int) -> Disturbance | None:
         """When the entry of an event was deleted by hand."""
         return next(
@@ -151,7 +159,7 @@ def nothing_is_lost(known: _Known) -> Iterator[Violation]:
     missing: dict[int, list[Send]] = defaultdict(list)
     for send in known.history.sends.values():
         if send.outcome == "O" and send.serial not in known.handled:
-            missing[known.partitions.get(send.key, -1)].append(send)
+            missing[known.partition_of(send)].append(send)
     for partition, sends in missing.items():
         for send in sends:
             reason = _unexcused(known, send, partition)

@@ -295,6 +295,11 @@ class Stage:
         mark = f"\n{kind} ".encode()
         return sum((b"\n" + path.read_bytes()).count(mark) for path in self.directory.glob(f"{role}-*.journal"))
 
+    def announced(self, name: str) -> int:
+        """How many announcements of a name the workers' journals have."""
+        mark = f" {name} {{".encode()
+        return sum(path.read_bytes().count(mark) for path in self.directory.glob("worker-*.journal"))
+
     # The end
 
     async def finish(self) -> History:

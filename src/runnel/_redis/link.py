@@ -31,7 +31,7 @@ _KEEPALIVE = {
     for name, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 }
-"""A peer that is gone without a word is noticed after some 20 s, also where we only listen; by default, after two hours.
+"""A peer that is gone without a word is noticed after some 20 s, also where we only listen; by default after two hours.
 (TCP_KEEPALIVE is the first of these on macOS.)"""
 
 _PASSING = (

@@ -14,8 +14,8 @@ from runnel.instruments import Instruments
 __all__ = ["Reader"]
 
 BLOCK = 2.0
-"""Seconds that a read waits on the server. Whatever changes meanwhile ends the wait, so this costs an idle worker half a
-command per second; but for a reply that was lost on its way, the partitions stand still for so long, and the time-out
+"""Seconds that a read waits on the server. Whatever changes meanwhile ends the wait, so this costs an idle worker half
+a command per second; but for a reply that was lost on its way, the partitions stand still for so long, and the time-out
 of a reply."""
 
 ROOM = 0.002

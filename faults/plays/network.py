@@ -21,12 +21,7 @@ async def cut(scene: Scene) -> None:
     stage = scene.stage
     for up, down in ((True, True), (True, False), (False, True)):
         await stage.handled(100)
-        chosen = scene.one()
-        started = time.monotonic()
-        scene.proxies[chosen].cut(up=up, down=down)
-        await asyncio.sleep(2 * stage.session)
-        scene.proxies[chosen].mend()
-        stage.note("cut", started, pid=chosen.pid)
+        await cut_one(scene, up=up, down=down, seconds=2 * stage.session)
         await stage.shared()
     everybody = list(scene.proxies)
     started = time.monotonic()
@@ -38,6 +33,16 @@ async def cut(scene: Scene) -> None:
     for process in everybody:
         stage.note("away", started, pid=process.pid)
     await stage.shared()
+
+
+async def cut_one(scene: Scene, *, up: bool, down: bool, seconds: float) -> None:
+    """Cut a worker off for a while."""
+    chosen = scene.one()
+    started = time.monotonic()
+    scene.proxies[chosen].cut(up=up, down=down)
+    await asyncio.sleep(seconds)
+    scene.proxies[chosen].mend()
+    scene.stage.note("cut", started, pid=chosen.pid)
 
 
 # F10

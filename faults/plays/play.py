@@ -70,8 +70,9 @@ async def order(scene: Scene, body: str) -> int:
 def give(scene: Scene, body: str) -> int:
     """Have a producer send an event of this kind. Returns the number of the order, which is the end of the body."""
     scene.orders += 1
-    producer = scene.rng.randrange(len(scene.stage.producers))
-    (scene.stage.directory / f"p{producer}.orders").write_text(f"{body} {scene.orders}")
+    files = [scene.stage.directory / f"p{n}.orders" for n in range(len(scene.stage.producers))]
+    free = [path for path in files if not path.exists()]  # the others have not taken their last order yet
+    scene.rng.choice(free or files).write_text(f"{body} {scene.orders}")
     return scene.orders
 
 

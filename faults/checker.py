@@ -6,22 +6,17 @@ about the end of a run, and done by the stage.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send, Serial
+from faults.history import Acquire, Commit, Effect, EntryId, History, Look, Send, Serial
+from faults.known import Known
 
 __all__ = ["CHECKS", "Violation", "check"]
-
-T = TypeVar("T", Effect, Acquire, Commit, Look)
 
 CRASH_LOSS = 2.5
 """Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
 sync under way may be a second late; the rest is for the clock of the one who was told."""
-
-AFTER_FREEZE = 0.2
-"""Seconds after the end of a freeze within which what was under way may still end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,115 +41,11 @@ class Violation:
 
 def check(history: History) -> list[Violation]:
     """Every violation, the earliest of each check first."""
-    known = _Known(history)
+    known = Known(history)
     return [violation for test in CHECKS for violation in test(known)]
 
 
-class _Known:
-    """A history with what more than one check needs."""
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-        self.letters: dict[tuple[int, EntryId], list[Letter]] = defaultdict(list)
-        for letter in history.letters:
-            self.letters[letter.source].append(letter)
-        self.handled = {
-            effect.serial
-            for effect in history.effects
-            if effect.result == "done" or (effect.result == "failed" and (effect.partition, effect.id) in self.letters)
-        }
-        self.logged = {entry.serial for entry in history.log}
-        self.crashes = [d.started for d in history.disturbances if d.kind == "crash"]
-        self.effects = _by_partition(history.effects)
-        self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
-        self.commits = _by_partition(history.commits)
-        self.looks = _by_partition(history.looks)
-        self.partitions = {item.key: item.partition for item in (*history.log, *history.effects)}
-        ids: dict[int, set[EntryId]] = defaultdict(set)
-        for entry in history.log:
-            ids[entry.partition].add(entry.id)
-        if not history.complete:  # what is trimmed now was there
-            for send in history.sends.values():
-                if send.id is not None and send.key in self.partitions:
-                    ids[self.partitions[send.key]].add(send.id)
-        self.present = {partition: sorted(found) for partition, found in ids.items()}
-
-    def reported(self, partition: int, since: float) -> bool:
-        """Whether anybody said that data of a partition is gone, at ``since`` or later."""
-        return any(_reports_loss(note, partition) for note in self.history.notes if note.at >= since)
-
-    def disturbed(self, pid: int, start: float, end: float) -> bool:
-        """Whether a process was kept from knowing the time, or what the others do, between two times."""
-        return any(
-            d.pid == pid
-            and d.kind in ("freeze", "hold", "cut")
-            and d.started <= end
-            and d.ended + AFTER_FREEZE >= start
-            for d in self.history.disturbances
-        )
-
-    def in_hand(self, effect: Effect) -> bool:
-        """Whether an event that began late had been handed out before its process was frozen.
-
-        That can be one per process, and of a partition that nothing else was under way in.
-        """
-        for d in self.history.disturbances:
-            if d.pid == effect.pid and d.kind in ("freeze", "hold") and d.started <= effect.started:
-                if effect.started > d.ended + AFTER_FREEZE:
-                    continue
-                earlier = [
-                    e
-                    for e in self.effects[effect.partition]
-                    if e.token == effect.token and e.started < effect.started and e.ended > d.started
-                ]
-                return not earlier
-        return False
-
-    def partition_of(self, send: Send) -> int:
-        """Where an event went; -1 if all that there was of its key is gone."""
-        if send.key in self.partitions:
-            return self.partitions[send.key]
-        return next(
-            (d.partition for d in self.history.disturbances if d.entry == send.id and d.partition is not None), -1
-        )
-
-    def deleted(self, send: Send, partition: int) -> Disturbance | None:
-        """When the entry of an event was deleted by hand."""
-        return next(
-            (
-                d
-                for d in self.history.disturbances
-                if d.kind == "delete" and d.partition == partition and d.entry == send.id
-            ),
-            None,
-        )
-
-    def destroyed(self, partition: int) -> Iterator[Disturbance]:
-        """When entries or positions of a partition were destroyed, or the server has crashed."""
-        for d in self.history.disturbances:
-            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
-                yield d
-
-
-def _reports_loss(note: Note, partition: int) -> bool:
-    match note.name:
-        case "PartitionRewound":
-            return note.fields["partition"] == partition and note.fields["reason"] != "reset"
-        case "LossDetected" | "SequenceGap" | "LogReplaced":
-            return bool(note.fields["partition"] == partition)
-        case "ServerRestarted":
-            return True
-    return False
-
-
-def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
-    found: dict[int, list[T]] = defaultdict(list)
-    for item in items:
-        found[item.partition].append(item)
-    return found
-
-
-def nothing_is_lost(known: _Known) -> Iterator[Violation]:
+def nothing_is_lost(known: Known) -> Iterator[Violation]:
     """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
     missing: dict[int, list[Send]] = defaultdict(list)
     for send in known.history.sends.values():
@@ -178,7 +69,7 @@ def nothing_is_lost(known: _Known) -> Iterator[Violation]:
                 yield Violation("C1", text, since, partition)
 
 
-def _unexcused(known: _Known, send: Send, partition: int) -> str:
+def _unexcused(known: Known, send: Send, partition: int) -> str:
     assert send.ended is not None
     assert send.id is not None
     if send.serial in known.logged:
@@ -198,7 +89,7 @@ def _unexcused(known: _Known, send: Send, partition: int) -> str:
     return "it is not in the log, and nothing has happened that may take it"
 
 
-def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> EntryId | None:
+def _kept_after(known: Known, partition: int, send: Send, crash: float) -> EntryId | None:
     """An entry of the same partition that was confirmed before the crash, behind the lost one, and kept."""
     for other in known.history.sends.values():
         if (
@@ -214,7 +105,7 @@ def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> Entr
     return None
 
 
-def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
+def commits_form_a_chain(known: Known) -> Iterator[Violation]:
     """C2: each accepted commit begins where an accepted one, or an acquire, has ended; none begins twice.
 
     A commit whose answer was never read may have been accepted: an acquire that returns its end proves it.
@@ -242,13 +133,13 @@ def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
                 )
 
 
-def _rewound(known: _Known, *commits: Commit) -> bool:
+def _rewound(known: Known, *commits: Commit) -> bool:
     """Whether the partition was acquired again between commits, which is how a rewind goes on."""
     first, last = min(c.sent for c in commits), max(c.answered for c in commits)
     return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
 
 
-def positions_only_grow(known: _Known) -> Iterator[Violation]:
+def positions_only_grow(known: Known) -> Iterator[Violation]:
     """C2: whenever the server was asked, the position was not lower than before, unless it has lost data."""
     for partition, looks in known.looks.items():
         before: Look | None = None
@@ -258,12 +149,12 @@ def positions_only_grow(known: _Known) -> Iterator[Violation]:
             before = look
 
 
-def _lossy(known: _Known, partition: int, since: Look, until: Look) -> bool:
+def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
     """Whether data was destroyed between two looks."""
     return any(d.started <= until.answered and d.ended >= since.sent for d in known.destroyed(partition))
 
 
-def order_is_kept(known: _Known) -> Iterator[Violation]:
+def order_is_kept(known: Known) -> Iterator[Violation]:
     """C3: each owner handles the entries behind the position it was given, one after the other, without a gap.
 
     And the log itself has the events of a key in the order in which they were sent.
@@ -289,7 +180,7 @@ def order_is_kept(known: _Known) -> Iterator[Violation]:
         last[entry.key] = (entry.number, entry.id)
 
 
-def _behind_the_committed(known: _Known, acquire: Acquire) -> Commit | None:
+def _behind_the_committed(known: Known, acquire: Acquire) -> Commit | None:
     """A commit that was accepted before an acquire was sent, and that it does not continue; unless data was lost."""
     accepted = [c for c in known.commits[acquire.partition] if c.status == "OK" and c.answered < acquire.sent]
     furthest = max(accepted, key=lambda commit: commit.offset, default=None)
@@ -318,7 +209,7 @@ def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[E
         at = effect.id
 
 
-def tokens_fence(known: _Known) -> Iterator[Violation]:
+def tokens_fence(known: Known) -> Iterator[Violation]:
     """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one."""
     for partition, acquires in known.acquires.items():
         highest: Acquire | None = None
@@ -348,7 +239,7 @@ def tokens_fence(known: _Known) -> Iterator[Violation]:
                     break
 
 
-def one_owner_acts(known: _Known) -> Iterator[Violation]:
+def one_owner_acts(known: Known) -> Iterator[Violation]:
     """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed.
 
     Even then, it begins no event after its successor has begun one, but for one that it had in its hand when it was
@@ -373,7 +264,7 @@ def one_owner_acts(known: _Known) -> Iterator[Violation]:
                 latest = effect
 
 
-def bytes_agree(known: _Known) -> Iterator[Violation]:
+def bytes_agree(known: Known) -> Iterator[Violation]:
     """C6: what was sent, what the log holds and what was handled is the same."""
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
@@ -381,7 +272,7 @@ def bytes_agree(known: _Known) -> Iterator[Violation]:
             yield Violation("C6", f"{item} is not what was sent: {send}", None, item.partition)
 
 
-def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
+def nothing_is_made_up(known: Known) -> Iterator[Violation]:
     """C7: nothing is handled that nobody sent, and what was refused does not appear."""
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
@@ -391,7 +282,7 @@ def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
             yield Violation("C7", f"{item} was refused", None, item.partition)
 
 
-def nothing_is_doubled(known: _Known) -> Iterator[Violation]:
+def nothing_is_doubled(known: Known) -> Iterator[Violation]:
     """C8: each event is in the log once. Unless the server has lost data, it was so at all times."""
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
@@ -403,7 +294,7 @@ def nothing_is_doubled(known: _Known) -> Iterator[Violation]:
             yield Violation("C8", text, effect.started, effect.partition)
 
 
-def letters_agree(known: _Known) -> Iterator[Violation]:
+def letters_agree(known: Known) -> Iterator[Violation]:
     """C10: what has failed for good is a dead letter, once and to the byte; nothing else is."""
     last: dict[tuple[int, EntryId], Effect] = {}
     failed: set[tuple[int, EntryId]] = set()
@@ -430,7 +321,7 @@ def _name(send: Send) -> str:
     return f"{send.serial[0]} {send.serial[1]} ({send.key} {send.number})"
 
 
-CHECKS: tuple[Callable[[_Known], Iterator[Violation]], ...] = (
+CHECKS: tuple[Callable[[Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
     positions_only_grow,

@@ -73,7 +73,7 @@ async def handle(step: Step) -> None:
         if not once.exists():
             once.touch()
             ctypes.PyDLL(None).usleep(int(float(seconds) * 1e6))
-            journal.write("X", f"{time.monotonic():.4f}", number)
+        journal.write("X", f"{time.monotonic():.4f}", number)
     elif order == "large":
         journal.write("X", f"{time.monotonic():.4f}", number.split(" ")[0])
     elif order == POISON:

@@ -68,7 +68,7 @@ class Stage:
         producers: the same.
         disturbances: what was done to them.
         raw: what was appended by hand and is no record.
-        halting: a worker that ends with status 1 does so because a processor has failed, and is not amiss.
+        forgiven: exit statuses with which a worker may end by itself, and what that is called.
     """
 
     directory: Path
@@ -79,7 +79,7 @@ class Stage:
     producers: list[Process] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
     raw: dict[tuple[int, EntryId], Send] = field(default_factory=dict)
-    halting: bool = False
+    forgiven: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server.start()
@@ -245,9 +245,9 @@ class Stage:
         """
         for process in (*self.workers, *self.producers):
             if not process.alive and not process.expected_to_end:
-                if self.halting and process.process.returncode == 1:
+                if (why := self.forgiven.get(process.process.returncode)) and process in self.workers:
                     process.expected_to_end = True
-                    self.note("halt", time.monotonic(), pid=process.pid)
+                    self.note(why, time.monotonic(), pid=process.pid)
                     continue
                 tail = process.output.read_text(errors="replace")[-1500:]
                 raise Broken(f"{process.name} has ended with status {process.process.returncode}:\n{tail}")

@@ -171,7 +171,7 @@ def stands_still(history: History, scene: Scene) -> Iterable[Violation]:
 async def halt(scene: Scene) -> None:
     """A failing event stops its worker, and the next one, and the one after that; then it is healed."""
     stage = scene.stage
-    stage.halting = True
+    stage.forgiven = {1: "halt"}
     until = time.monotonic() + scene.seconds
     while time.monotonic() < until:
         before = len(_halts(scene))

@@ -72,8 +72,10 @@ async def handle(step: Step) -> None:
         once = DIRECTORY / f"held-{number}"  # the next owner would be lost as well
         if not once.exists():
             once.touch()
+            journal.write(
+                "X", f"{time.monotonic():.4f}", number
+            )  # before: who is killed now has been told all the same
             ctypes.PyDLL(None).usleep(int(float(seconds) * 1e6))
-        journal.write("X", f"{time.monotonic():.4f}", number)
     elif order == "large":
         journal.write("X", f"{time.monotonic():.4f}", number.split(" ")[0])
     elif order == POISON:

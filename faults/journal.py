@@ -12,7 +12,7 @@ K     as E                                                                      
 A     sent answered partition token status offset lost rolled_back                a worker, per acquire
 C     sent answered partition token status previous offset                        a worker, per commit
 N     at name fields (JSON)                                                       a worker, per announcement
-X     at number                                                                   a handler: an order is done
+X     at number                                                                   a handler: an order is carried out
 I     at serial key number check                                                  a producer, before it sends
 O     at serial id                                                                a producer: sent
 F     at serial error                                                             a producer: refused

@@ -186,8 +186,9 @@ async def hold_one(scene: Scene) -> None:
     """A handler calls such a function."""
     stage = scene.stage
     pid = await order(scene, f"hold {2 * stage.session}")
-    ended = time.monotonic()
-    stage.disturbances.append(Disturbance("hold", ended - 2 * stage.session - 0.5, ended, pid))
+    started = time.monotonic() - 0.5  # it has begun by then
+    await asyncio.sleep(2 * stage.session)
+    stage.note("hold", started, pid=pid)
 
 
 # F16, F17

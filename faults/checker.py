@@ -77,8 +77,8 @@ def _unexcused(known: Known, send: Send, partition: int) -> str:
     if (d := known.deleted(send, partition)) is not None:
         return "" if known.reported(partition, d.started) else "it was deleted, and nobody has reported it"
     for d in known.destroyed(partition):
-        if d.kind == "crash" and not 0 <= d.started - send.ended <= CRASH_LOSS:
-            continue
+        if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
+            continue  # confirmed long before, or by the server that was started again
         if d.kind == "destroy" and send.invoked > d.ended:
             continue
         if not known.reported(partition, d.started):

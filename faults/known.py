@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send
+from faults.records import PARTITIONS
+from runnel._core.routing import DEFAULT_HASHER
+from runnel._core.routing import partition_of as route
 
 __all__ = ["Known"]
 
@@ -74,12 +77,8 @@ class Known:
         return False
 
     def partition_of(self, send: Send) -> int:
-        """Where an event went; -1 if all that there was of its key is gone."""
-        if send.key in self.partitions:
-            return self.partitions[send.key]
-        return next(
-            (d.partition for d in self.history.disturbances if d.entry == send.id and d.partition is not None), -1
-        )
+        """Where an event went, also if all that there was of its key is gone."""
+        return self.partitions.get(send.key, route(send.key, PARTITIONS, DEFAULT_HASHER))
 
     def deleted(self, send: Send, partition: int) -> Disturbance | None:
         """When the entry of an event was deleted by hand."""

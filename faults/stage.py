@@ -182,8 +182,8 @@ class Stage:
         log = next(iter((self.directory / "data" / "appendonlydir").glob("*.incr.aof")), None)
         size = log.stat().st_size if log is not None else 0
         await asyncio.sleep(lose)
-        started = time.monotonic()
         await asyncio.to_thread(self.server.kill)
+        started = time.monotonic()  # after: until then it may have confirmed something
         if lose and log is not None:
             os.truncate(log, size)
         await asyncio.sleep(down)

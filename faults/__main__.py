@@ -51,7 +51,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m faults", description="Plays faults, and checks what was promised.")
     parser.add_argument("fault", nargs="*", help=f"which: {', '.join(PLAYS)}; or which mutants. Default: all")
     parser.add_argument("--seed", type=int, help="of every random choice; default: a new one, which is printed")
-    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}, which take about three minutes")
+    parser.add_argument(
+        "--short", action="store_true", help=f"only {', '.join(SHORT)}, which take less than four minutes"
+    )
     parser.add_argument("--mutants", action="store_true", help=f"breed mutants instead: {', '.join(MUTANTS)}")
     parser.add_argument(
         "--leak", action="store_true", help="run at a steady rate instead, and see whether anything grows"

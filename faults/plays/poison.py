@@ -212,6 +212,7 @@ PLAYS = (
         "poison, quarantined: retried, skipped, moved to another worker",
         quarantine,
         stands_still,
+        seconds=12,
         session=None,
         environment={"FAULTS_POLICY": "quarantine"},
     ),
@@ -220,6 +221,7 @@ PLAYS = (
         "poison that halts one worker after the other, until it is healed",
         halt,
         nothing_but_a_stop,
+        seconds=10,
         session=None,
     ),
 )

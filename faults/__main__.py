@@ -31,7 +31,9 @@ def main() -> int:
     names = _chosen(given.fault, short=given.short)
     outcomes = []
     for name in names:
-        outcome = asyncio.run(perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds))
+        outcome = asyncio.run(
+            perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, session=given.session)
+        )
         outcomes.append(outcome)
         _report(outcome)
     broken = [outcome for outcome in outcomes if outcome.violations]
@@ -60,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of --leak; default: %(default)g")
     parser.add_argument("--seconds", type=float, help="for how long to play each")
+    parser.add_argument("--session", type=float, help="the session timeout in seconds; default: mostly 3, to be short")
     parser.add_argument("--server", help="the server program; default: RUNNEL_TEST_SERVER, or the embedded Valkey")
     parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")
     parser.add_argument("--keep", action="store_true", help="keep the journals of a good run as well")

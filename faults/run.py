@@ -46,6 +46,7 @@ async def perform(
     *,
     binary: str | Path | None,
     seconds: float | None = None,
+    session: float | None = None,
     mutant: str | None = None,
 ) -> Outcome:
     """Play a fault.
@@ -56,6 +57,7 @@ async def perform(
         directory: for everything that is written down.
         binary: the server.
         seconds: for how long; default: what the play says.
+        session: the session timeout in seconds; default: what the play says.
         mutant: what workers and producers are, see ``mutants``.
 
     1. Start server, workers and producers, and wait until everything runs.
@@ -66,7 +68,8 @@ async def perform(
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing else runs yet
     outcome = Outcome(play, seed, directory)
     started = time.monotonic()
-    session = play.session if play.session is not None else Settings(name="default").session_timeout
+    if session is None:
+        session = play.session if play.session is not None else Settings(name="default").session_timeout
     environment = dict(play.environment) | ({"FAULTS_MUTANT": mutant} if mutant else {})
     stage = Stage(directory, _server(play, directory, binary), session, environment)
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)

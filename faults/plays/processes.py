@@ -170,9 +170,9 @@ def nothing_repeated(history: History, scene: Scene) -> Iterable[Violation]:
 
 
 async def block(scene: Scene) -> None:
-    """A handler calls time.sleep for two sessions, twice."""
+    """A handler calls time.sleep for three sessions, twice."""
     for _ in range(2):
-        await order(scene, f"block {2 * scene.stage.session}")
+        await order(scene, f"block {3 * scene.stage.session}")
 
 
 async def hold(scene: Scene) -> None:
@@ -287,7 +287,7 @@ PLAYS = (
     ),
     Play("F2", "freeze for longer than the session", freeze_long, fenced_in_time),
     Play("F3", "freeze for half a session", freeze_short, nothing_moves, seconds=12),
-    Play("F4", "a handler blocks the event loop for two sessions", block, nothing_moves),
+    Play("F4", "a handler blocks the event loop for three sessions", block, nothing_moves),
     Play("F5", "a handler holds the interpreter's lock for two sessions", hold, workers=3),
     Play("F16", "churn: 1 to 6 workers and back, rolling restarts", churn, never_idle, session=None, workers=1),
     Play("F17", "graceful stop under load", stop, handed_over_soon, session=None),

@@ -21,6 +21,7 @@
     ├─ BenchError                  a measurement failed
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
+       └─ NotDurable                  stored, but not where the stream's durability asks for it
 """
 
 import difflib
@@ -34,6 +35,7 @@ __all__ = [
     "DecodeError",
     "MetadataMismatch",
     "NoSuchLetter",
+    "NotDurable",
     "NotQuarantined",
     "PartitionKeyError",
     "ProcessorInUse",
@@ -143,6 +145,10 @@ class RedisUnavailable(RunnelError):
     def __init__(self, what: str, cure: str = "") -> None:
         super().__init__(f"{what} {cure}" if cure else what)
         self.what = what
+
+
+class NotDurable(RedisUnavailable):
+    """What was sent is stored, but not confirmed by a replica, or not on disk, as the stream's durability asks for."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

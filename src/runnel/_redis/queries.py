@@ -58,13 +58,18 @@ async def read(
         timeout: seconds to wait for the answer.
     """
     waiting = () if block is None else ("BLOCK", block)
-    answer = await link.call("XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout)
+    answer = await link.at(names[0]).call("XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout)
     return answer or []
 
 
-async def unblock(link: Link, client_id: int) -> bool:
-    """End the blocking read of another connection as if its time were over. False if it was not blocked."""
-    return bool(await link.call("CLIENT", "UNBLOCK", client_id))
+async def unblock(link: Link, log: str, client_id: int) -> bool:
+    """End the blocking read of another connection as if its time were over. False if it was not blocked.
+
+    Arguments:
+        log: one of those that are read.
+        client_id: the number of the other connection.
+    """
+    return bool(await link.at(log).call("CLIENT", "UNBLOCK", client_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class LogState:
 async def log_state(link: Link, keys: StreamKeys, partition: int) -> LogState | None:
     """The state of a partition's log; ``None`` if there is none."""
     try:
-        flat = await link.call("XINFO", "STREAM", keys.log(partition))
+        flat = await link.at(log := keys.log(partition)).call("XINFO", "STREAM", log)
     except RedisError as error:
         if "no such key" in str(error).lower():
             return None
@@ -92,7 +97,8 @@ async def log_state(link: Link, keys: StreamKeys, partition: int) -> LogState | 
 
 async def position(link: Link, keys: StreamKeys, processor: str, partition: int) -> tuple[bytes, int] | None:
     """The committed position of a partition: offset and count; ``None`` if it was never acquired."""
-    stored = await link.call("HGET", keys.positions(keys.slot_group(partition), processor), partition)
+    positions = keys.positions(keys.slot_group(partition), processor)
+    stored = await link.at(positions).call("HGET", positions, partition)
     if stored is None:
         return None
     _, offset, count = stored.split(b"|")[:3]
@@ -103,7 +109,7 @@ async def entry_before(link: Link, keys: StreamKeys, partition: int, entry_id: b
     """The id of the last entry before ``entry_id``; ``None`` if there is none."""
     if entry_id == BEGINNING:
         return None
-    found = await link.call("XREVRANGE", keys.log(partition), b"(" + entry_id, "-", "COUNT", 1)
+    found = await link.at(log := keys.log(partition)).call("XREVRANGE", log, b"(" + entry_id, "-", "COUNT", 1)
     return found[0][0] if found else None
 
 
@@ -115,7 +121,7 @@ async def entries(
     link: Link, keys: StreamKeys, partition: int, first: bytes, last: bytes = b"+", count: int = AT_ONCE
 ) -> list[RawEntry]:
     """Entries of a partition in order; ``first`` and ``last`` as in ``XRANGE``."""
-    found: list[RawEntry] = await link.call("XRANGE", keys.log(partition), first, last, "COUNT", count)
+    found: list[RawEntry] = await link.at(log := keys.log(partition)).call("XRANGE", log, first, last, "COUNT", count)
     return found
 
 
@@ -123,7 +129,7 @@ async def entries_back(
     link: Link, keys: StreamKeys, partition: int, last: bytes, count: int = AT_ONCE
 ) -> list[RawEntry]:
     """Entries of a partition from ``last`` backwards; as in ``XREVRANGE``."""
-    found: list[RawEntry] = await link.call("XREVRANGE", keys.log(partition), last, "-", "COUNT", count)
+    found: list[RawEntry] = await link.at(log := keys.log(partition)).call("XREVRANGE", log, last, "-", "COUNT", count)
     return found
 
 
@@ -152,29 +158,30 @@ async def entry_back(link: Link, keys: StreamKeys, partition: int, offset: bytes
 async def delete_entries(link: Link, log: str, ids: Sequence[str]) -> int:
     """Delete entries of a log by hand. Returns how many were there."""
     chunks = [ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE)]
-    return sum([int(await link.call("XDEL", log, *chunk)) for chunk in chunks])
+    return sum([int(await link.at(log).call("XDEL", log, *chunk)) for chunk in chunks])
 
 
 async def length(link: Link, keys: StreamKeys, partition: int) -> int:
     """How many entries a partition has."""
-    return int(await link.call("XLEN", keys.log(partition)))
+    return int(await link.at(log := keys.log(partition)).call("XLEN", log))
 
 
 async def metadata(link: Link, keys: StreamKeys) -> dict[str, str]:
     """The stored properties of a stream; empty if it was never used."""
-    flat = await link.call("HGETALL", keys.metadata)
+    flat = await link.at(keys.metadata).call("HGETALL", keys.metadata)
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 async def registered_processors(link: Link, keys: StreamKeys) -> list[str]:
     """The processors that hold back the trimming of a stream, by name."""
-    found = {name for slot in range(keys.slot_groups) for name in await link.call("SMEMBERS", keys.registered(slot))}
+    names = [keys.registered(slot_group) for slot_group in range(keys.slot_groups)]
+    found = {processor for name in names for processor in await link.at(name).call("SMEMBERS", name)}
     return sorted(unquote(name.decode()) for name in found)
 
 
 async def connected_members(link: Link, keys: ControlKeys) -> list[str]:
     """The members of a group."""
-    return [name.decode() for name in await link.call("HKEYS", keys.members)]
+    return [name.decode() for name in await link.at(keys.members).call("HKEYS", keys.members)]
 
 
 MOVED = b"moved"
@@ -184,7 +191,8 @@ MOVED = b"moved"
 async def publish_moved(link: Link, keys: ControlKeys) -> None:
     """Tell all members of a group that positions were moved."""
     for member in await connected_members(link, keys):
-        await link.call("SPUBLISH", keys.wake(member), MOVED)
+        channel = keys.wake(member)
+        await link.at(channel).call("SPUBLISH", channel, MOVED)
 
 
 async def server_facts(link: Link, *sections: str) -> dict[str, str]:

@@ -1,0 +1,56 @@
+"""Hash slots of a Redis Cluster, and hash tags that spread a stream evenly over them."""
+
+from binascii import crc_hqx
+from functools import lru_cache
+from math import gcd
+
+__all__ = ["GROUPS_PER_PRIMARY", "SLOTS", "slot_groups_for", "slot_of", "tag_numbers"]
+
+SLOTS = 16_384
+"""How many slots a cluster has, whatever its size."""
+
+GROUPS_PER_PRIMARY = 4
+"""Slot groups of a stream per primary. Few: each costs a worker a blocking connection. Several: so that primaries that
+are added later can get some of them, and one that fails leaves its share to more than one other."""
+
+
+def slot_of(key: str) -> int:
+    """The slot of a key: CRC16 (XMODEM) of its hash tag, or of all of it where it has none.
+
+    Source: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+    """
+    name = key.encode()
+    start = name.find(b"{")
+    if start >= 0 and (end := name.find(b"}", start + 1)) > start + 1:
+        name = name[start + 1 : end]
+    return crc_hqx(name, 0) % SLOTS
+
+
+def slot_groups_for(primaries: int, partition_count: int) -> int:
+    """How many slot groups a stream has that is first used on so many primaries; 1 on a single one."""
+    return 1 if primaries < 2 else min(GROUPS_PER_PRIMARY * primaries, partition_count)
+
+
+@lru_cache(maxsize=1024)
+def tag_numbers(name: str, slot_groups: int) -> tuple[int, ...]:
+    """For each slot group, the number that its hash tag ``name#number`` ends with.
+
+    The slots are divided into as many windows as there are groups, and each group has a window of its own, so equal
+    ranges of slots hold equally many groups. Consecutive groups are far apart, so that those of the first groups that
+    have a partition more than the others are not all on one primary. Where there is one group, its number is 0.
+
+    1. The windows of the groups, in strides of about 0.618 of the number of windows: multiples of the golden ratio are
+       spread evenly, however many of them one takes (Knuth, The Art of Computer Programming, 6.4).
+    2. Numbers are tried in turn. Whichever falls into a window that has none yet, is that window's.
+
+    The answer depends on the arguments alone, and must never change: it is where the data is.
+    """
+    stride = max(1, round(slot_groups * 0.618))
+    while gcd(stride, slot_groups) > 1:
+        stride += 1
+    windows: dict[int, int] = {}
+    number = 0
+    while len(windows) < slot_groups:
+        windows.setdefault(slot_of(f"{{{name}#{number}}}") * slot_groups // SLOTS, number)
+        number += 1
+    return tuple(windows[group * stride % slot_groups] for group in range(slot_groups))

@@ -14,6 +14,7 @@ from redis import ResponseError
 from redis.connection import UnixDomainSocketConnection
 
 from runnel._redis import scripts
+from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
 from runnel.errors import RedisError
 
@@ -98,7 +99,7 @@ class Laboratory(Link):
             digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._edited |= {script._digest: digest, script._source: source}
 
-    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
+    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         return self.ask(*((command[0], self._edited.get(command[1], command[1]), *command[2:])))
 
     def ask(self, *command: Any) -> Any:

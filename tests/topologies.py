@@ -121,7 +121,7 @@ class Cluster:
         running = [node for node in self.nodes if node.running]
         for node in running:
             until(lambda node=node: facts_of_cluster(node.url)["cluster_state"] == "ok", "all slots are served")
-            if not facts(node.url, "replication")["role"] == "master":
+            if facts(node.url, "replication")["role"] != "master":
                 until(lambda node=node: facts(node.url, "replication")["master_link_status"] == "up", "it replicates")
         until(lambda: len({str(primaries_seen_by(node.url)) for node in running}) == 1, "they agree")
 

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.durability import confirmation
+from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
 from runnel._redis.producer import Producer
 from runnel._redis.scripts import AppendStatus, Batch, append
@@ -20,11 +21,11 @@ ONCE_EXPIRY = 7 * 24 * 3600 * 1000
 
 
 class Outbox:
-    """One connection, and a producer per stream, made when something is sent to it first."""
+    """One link, and a producer per stream, made when something is sent to it first."""
 
     def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._link = Link(endpoint)
+        self._link = endpoint.link()
         self._producers: dict[str, Producer] = {}
 
     def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
@@ -32,7 +33,11 @@ class Outbox:
         if producer is None:
             link = self._link
             producer = Producer(
-                link, stream.keys, stream.options.limits, self._instruments, lambda: stream.declare(link)
+                link,
+                stream.options.limits,
+                confirmation(stream.options.durability),
+                self._instruments,
+                lambda: stream.declare(link),
             )
             self._producers[stream.name] = producer
         return producer.send(items)
@@ -42,15 +47,16 @@ class Outbox:
         batch = Batch(partition, origin, 1, 0, [entry])
 
         async def attempt() -> bool:
-            await stream.declare(self._link)
+            keys = await stream.declare(self._link)
             answers = await append(
                 self._link,
-                stream.keys,
-                stream.keys.slot_group(partition),
+                keys,
+                keys.slot_group(partition),
                 [batch],
                 limit=limits.partition_size,
                 trim=limits.on_full == "trim",
                 expiry=ONCE_EXPIRY,
+                confirm=confirmation(stream.options.durability),
             )
             return answers[0].status is not AppendStatus.FULL
 

@@ -10,14 +10,11 @@ and every slot is served by one primary. A client keeps a table of that, and men
   that, the table is asked for anew.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-from redis import exceptions
 
 from runnel._core.slots import slot_of
 from runnel._redis.durability import PRIMARY, Confirmation
@@ -66,6 +63,7 @@ class ClusterEndpoint(Endpoint):
         seeds = [Endpoint(one) for one in urls]
         self._seeds = [Node(seed._options["host"], seed._options["port"]) for seed in seeds]
         self._primaries: dict[int, Node] = {}
+        self._serving: list[Node] = []
         self._replicas: list[Node] = []
         self._looked_at = -TABLE_AGE
         self._doubted = True
@@ -95,9 +93,9 @@ class ClusterEndpoint(Endpoint):
         Raises:
             RedisUnavailable: no node can be asked.
         """
-        self.doubt()
-        await self.node_of(0)
-        return [self.at_node(node) for node in sorted(set(self._primaries.values()), key=lambda n: (n.host, n.port))]
+        if self._doubted:
+            await self._look()
+        return [self.at_node(node) for node in self._serving]
 
     def at_node(self, node: Node) -> Endpoint:
         """A node by itself."""
@@ -127,7 +125,7 @@ class ClusterEndpoint(Endpoint):
 
     async def _look(self) -> None:
         """Ask for the table: known nodes first, in any order, then those of the URL."""
-        known = list({*self._primaries.values(), *self._replicas})
+        known = [*self._serving, *self._replicas]
         reasons = []
         for node in dict.fromkeys([*random.sample(known, len(known)), *self._seeds]):
             endpoint = self.at_node(node)
@@ -147,6 +145,7 @@ class ClusterEndpoint(Endpoint):
                 primaries.update(dict.fromkeys(range(first, last + 1), found[0]))
                 replicas += found[1:]
             self._primaries, self._replicas = primaries, replicas
+            self._serving = sorted(set(primaries.values()), key=lambda node: (node.host, node.port))
             self._looked_at, self._doubted = time.monotonic(), False
             return
         raise RedisUnavailable(

@@ -43,8 +43,7 @@ def _replica(answer: Any) -> None:
 def _disk(answer: Any) -> None:
     if answer[0] < 1:
         raise NotDurable(
-            f"It is stored in the server's memory, but not synced to its disk within {SYNC:g} s: a crash may lose "
-            "it.",
+            f"It is stored in the server's memory, but not synced to its disk within {SYNC:g} s: a crash may lose it.",
             "See the server's disk and its setting appendfsync (always or everysec).",
         )
 

@@ -135,7 +135,8 @@ class Endpoint:
 
     def together(self, keys: Iterable[str]) -> list[list[str]]:
         """Keys or channels, grouped so that one server has each group for as long as it serves what it does now."""
-        return [list(keys)]
+        every = list(keys)
+        return [every] if every else []
 
     async def primaries(self) -> "list[Endpoint]":
         """Every server that events are sent to."""

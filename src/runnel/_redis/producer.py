@@ -1,8 +1,8 @@
 """Appending: everything one process sends to one stream.
 
-One append is in flight at a time; what is sent meanwhile goes together with the next one, so concurrent sends share
-round trips by themselves. Every append carries a sequence per partition, so that it can be repeated after a lost reply
-without a duplicate.
+One append is in flight at a time in each slot group; what is sent meanwhile goes together with the next one, so
+concurrent sends share round trips by themselves. Every append carries a sequence per partition, so that it can be
+repeated after a lost reply without a duplicate.
 """
 
 import asyncio
@@ -10,11 +10,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from runnel._core.backoff import delays
 from runnel._core.entry_ids import consecutive
+from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
@@ -83,27 +85,30 @@ class Producer:
     def __init__(
         self,
         link: Link,
-        keys: StreamKeys,
         limits: Limits,
+        confirm: Confirmation,
         instruments: Instruments,
-        prepare: Callable[[], Awaitable[None]],
+        prepare: Callable[[], Awaitable[StreamKeys]],
     ) -> None:
         """Arguments:
         link: used by this producer and others of the same loop.
-        keys: of the stream.
         limits: of the stream.
+        confirm: where the events must be stored.
         instruments: where to announce.
-        prepare: what must have been done before the first append; what it raises is what the sends raise.
+        prepare: what must have been done before the first append; what it raises is what the sends raise. Returns the
+            keys of the stream.
         """
-        self._prepare: Callable[[], Awaitable[None]] | None = prepare
+        self._prepare: Callable[[], Awaitable[StreamKeys]] | None = prepare
         self._link = link
-        self._keys = keys
+        self._keys: StreamKeys
         self._limits = limits
+        self._confirm = confirm
         self._instruments = instruments
         self._name = uuid4().hex[:16]
         self._lanes: dict[int, _Lane] = {}
         self._task: asyncio.Task[None] | None = None
         self._more = asyncio.Event()
+        self._appending: set[int] = set()
         # A sequence must outlive every retry that could refer to it.
         self._expiry = int(max(60.0, 4 * limits.send_timeout) * 1000)
 
@@ -169,30 +174,43 @@ class Producer:
     async def _run(self) -> None:
         if self._prepare is not None:
             try:
-                await self._prepare()
+                self._keys = await self._prepare()
             except RunnelError as error:
                 for lane in self._lanes.values():
                     self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)
                     lane.parcels.clear()
                 return
             self._prepare = None
-        while True:
-            self._more.clear()
-            ready = self._ready_lanes()
-            if ready is None:
-                return
-            if isinstance(ready, float):
-                try:
-                    async with asyncio.timeout(ready):
-                        await self._more.wait()
-                except TimeoutError:
-                    pass
-                continue
-            by_slot: dict[int, list[int]] = {}
-            for partition in ready:
-                by_slot.setdefault(self._keys.slot_group(partition), []).append(partition)
-            for slot_group, partitions in by_slot.items():
-                await self._append(slot_group, partitions)
+        async with asyncio.TaskGroup() as appends:
+            while True:
+                self._more.clear()
+                ready = self._ready_lanes()
+                if isinstance(ready, list) and self._keys.slot_groups == 1:
+                    await self._append(0, ready)
+                elif isinstance(ready, list):
+                    for slot_group, partitions in self._by_slot_group(ready).items():
+                        self._appending.add(slot_group)
+                        appends.create_task(self._append_beside_others(slot_group, partitions))
+                elif ready is None and not self._appending:
+                    return
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(ready):
+                            await self._more.wait()
+
+    def _by_slot_group(self, partitions: list[int]) -> dict[int, list[int]]:
+        by_group: dict[int, list[int]] = {}
+        for partition in partitions:
+            by_group.setdefault(self._keys.slot_group(partition), []).append(partition)
+        return by_group
+
+    async def _append_beside_others(self, slot_group: int, partitions: list[int]) -> None:
+        """Append in one slot group, so that none waits while the server of another is away."""
+        try:
+            await self._append(slot_group, partitions)
+        finally:
+            self._appending.discard(slot_group)
+            self._more.set()
 
     def _ready_lanes(self) -> list[int] | float | None:
         """The partitions to append to now; or the seconds until there are any; or ``None`` if all is sent."""
@@ -200,7 +218,7 @@ class Producer:
         ready: list[int] = []
         earliest: float | None = None
         for partition, lane in self._lanes.items():
-            if not lane.parcels:
+            if not lane.parcels or (self._appending and self._keys.slot_group(partition) in self._appending):
                 continue
             # Those that were cancelled by their callers, or have failed, are not sent.
             alive = [parcel for parcel in lane.parcels if not parcel.sent.done()]
@@ -257,6 +275,7 @@ class Producer:
                     limit=self._limits.partition_size,
                     trim=self._limits.on_full == "trim",
                     expiry=self._expiry,
+                    confirm=self._confirm,
                 ),
                 self._instruments,
                 limit=self._limits.send_timeout,

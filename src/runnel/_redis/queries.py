@@ -7,13 +7,14 @@ from urllib.parse import unquote
 
 from runnel._core.entry_ids import BEGINNING
 from runnel._redis.keys import ControlKeys, StreamKeys
-from runnel._redis.link import Link
-from runnel.errors import RedisError
+from runnel._redis.link import Line, Link
+from runnel.errors import ConfigurationError, RedisError
 
 __all__ = [
     "AT_ONCE",
     "MOVED",
     "LogState",
+    "check_durability",
     "command_calls",
     "connected_members",
     "delete_entries",
@@ -58,7 +59,9 @@ async def read(
         timeout: seconds to wait for the answer.
     """
     waiting = () if block is None else ("BLOCK", block)
-    answer = await link.at(names[0]).call("XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout)
+    answer = await link.at(names[0]).call(
+        "XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout
+    )
     return answer or []
 
 
@@ -172,6 +175,29 @@ async def metadata(link: Link, keys: StreamKeys) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
+async def check_durability(link: Link, keys: StreamKeys, durability: str) -> None:
+    """Make sure that the server can do what the setting ``durability`` asks for.
+
+    Raises:
+        ConfigurationError: it cannot; with what it takes.
+    """
+    if durability != "disk":
+        return
+    line = link.at(keys.metadata)
+    try:
+        await line.call("WAITAOF", 1, 0, 1)
+    except RedisError as error:
+        if "unknown command" in str(error).lower():
+            raise ConfigurationError(
+                f'durability="disk" of stream "{keys.stream}" takes Redis 7.2, Valkey 7.2 or later, and this server is '
+                f'{await server_version(line)}. Upgrade it, or use durability="replica".'
+            ) from error
+        raise ConfigurationError(
+            f'durability="disk" of stream "{keys.stream}" takes a server with an append-only file, and this one says: '
+            f'{error} Set appendonly yes, or use durability="replica".'
+        ) from error
+
+
 async def registered_processors(link: Link, keys: StreamKeys) -> list[str]:
     """The processors that hold back the trimming of a stream, by name."""
     names = [keys.registered(slot_group) for slot_group in range(keys.slot_groups)]
@@ -195,10 +221,10 @@ async def publish_moved(link: Link, keys: ControlKeys) -> None:
         await link.at(channel).call("SPUBLISH", channel, MOVED)
 
 
-async def server_facts(link: Link, *sections: str) -> dict[str, str]:
+async def server_facts(line: Line, *sections: str) -> dict[str, str]:
     """What the server says of itself in ``INFO``; empty if we may not ask."""
     try:
-        text = (await link.call("INFO", *sections)).decode()
+        text = (await line.call("INFO", *sections)).decode()
     except RedisError:
         return {}
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
@@ -223,9 +249,9 @@ async def server_setting(link: Link, name: str) -> str | None:
     return found[1].decode() if found else None
 
 
-async def server_version(link: Link) -> str:
+async def server_version(line: Line) -> str:
     """The server's name and version, for people: ``Redis 7.0.15`` or ``Valkey 9.1.2``."""
-    facts = await server_facts(link, "server")
+    facts = await server_facts(line, "server")
     if "valkey_version" in facts:
         return f"Valkey {facts['valkey_version']}"
     return f"Redis {facts.get('redis_version', '?')}"

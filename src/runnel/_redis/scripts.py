@@ -107,7 +107,7 @@ class Op(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A member and its terms. Durations in milliseconds."""
+    """A member and its terms. Durations in milliseconds; ``slot_groups`` are those of the stream."""
 
     keys: ControlKeys
     member: str
@@ -116,6 +116,7 @@ class Seat:
     join_delay: int
     grace: int
     silence: int
+    slot_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ async def heartbeat(
             int(settled),
             floor,
             int(unheard * 1000),
+            seat.slot_groups,
             *(number for release in releases for number in release),
         ),
         timeout=min(REPLY_TIMEOUT, max(1.0, seat.session / 4000)),

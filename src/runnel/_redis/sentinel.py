@@ -42,7 +42,9 @@ class SentinelEndpoint(Endpoint):
         """
         urls, path = each_host(url, SENTINEL_PORT)
         if not 1 <= len(path) <= 2 or not all(part.isdigit() for part in path[1:]):
-            raise bad_url(url, "does not name the service that the sentinels watch: .../SERVICE or .../SERVICE/DATABASE")
+            raise bad_url(
+                url, "does not name the service that the sentinels watch: .../SERVICE or .../SERVICE/DATABASE"
+            )
         self._service = path[0]
         both = [_for_server_and_sentinel(one) for one in urls]
         super().__init__(both[0][0])

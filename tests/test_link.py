@@ -1,6 +1,9 @@
 """One connection, one command at a time: what is not complete closes it, and never becomes another's answer."""
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -96,3 +99,69 @@ async def test_what_nobody_asked_for_ends_the_connection(tmp_path: Path) -> None
     server.close()
     await asyncio.sleep(0)  # its side of the last connection ends as well
     await server.wait_closed()
+
+
+async def test_an_answer_that_keeps_coming_is_awaited_for_as_long_as_it_takes() -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_the_greeting(reader, writer)
+        await reader.readuntil(b"GET")
+        for byte in b"$10\r\n0123456789\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with listening(trickle) as url:
+        slow = Link(Endpoint(url))
+        assert await slow.call("GET", "x", timeout=0.2) == b"0123456789"
+        await slow.close()
+
+
+async def test_a_command_that_is_still_being_sent_is_not_overdue() -> None:
+    size = 12_000_000
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_the_greeting(reader, writer)
+        received = 0
+        while received < size:
+            received += len(await reader.read(65_536))
+            await asyncio.sleep(0.01)
+        writer.write(b"+OK\r\n")
+        await writer.drain()
+
+    async with listening(swallow) as url:
+        slow = Link(Endpoint(url))
+        assert await slow.call("SET", "x", b"." * size, timeout=1) == b"OK"
+        await slow.close()
+
+
+async def answer_the_greeting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say OK to the two commands by which redis-py introduces itself."""
+    heard = b""
+    while heard.count(b"LIB-VER") < 1:
+        heard += await reader.read(1000)
+    writer.write(b"+OK\r\n+OK\r\n")
+
+
+@asynccontextmanager
+async def listening(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server that is none, on a free port: its URL."""
+    ended = asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+            ended.set()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or the kernel takes megabytes at once
+    server = await asyncio.start_server(accept, sock=listener)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await ended.wait()
+    finally:
+        server.close()

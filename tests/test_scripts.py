@@ -71,6 +71,14 @@ async def commit(
     return await scripts.commit(link, keys, processor, member, 0, commits)
 
 
+async def delete_log(link: Link, keys: StreamKeys) -> None:
+    """And wait for the next millisecond, so that a new log begins with a higher id, as it does in practice."""
+    await link.call("DEL", keys.log(0))
+    deleted = (await link.call("TIME"))[1]
+    while (await link.call("TIME"))[1][:-3] == deleted[:-3]:
+        pass
+
+
 async def stored(link: Link, keys: StreamKeys, partition: int = 0, processor: str = "delays") -> bytes | None:
     value: bytes | None = await link.call("HGET", keys.positions(0, processor), partition)
     return value
@@ -343,7 +351,7 @@ async def test_trimming_what_was_processed_is_no_loss(link: Link, keys: StreamKe
 
 
 @pytest.mark.parametrize("left", [4, 0])
-async def test_who_has_reached_the_end_has_lost_nothing_whatever_was_deleted_before(
+async def test_what_was_deleted_by_hand_unprocessed_is_counted_once_the_end_is_reached(
     link: Link, keys: StreamKeys, left: int
 ) -> None:
     await acquire(link, keys, 1)
@@ -351,8 +359,50 @@ async def test_who_has_reached_the_end_has_lost_nothing_whatever_was_deleted_bef
     await link.call("XDEL", keys.log(0), *sent[2:5])
     await commit(link, keys, Commit(0, 1, b"0-0", sent[9], 7))  # it has counted what it has seen
     await link.call("XTRIM", keys.log(0), "MAXLEN", left)
+    assert await acquire(link, keys, 2) == Acquired(sent[9], 10, 3, b"")
     assert await acquire(link, keys, 2) == Acquired(sent[9], 10, 0, b"")
     assert await mirror(link, keys) == (sent[9], 10, 0)
+
+
+async def test_deleting_what_was_processed_is_no_loss(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 10)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[9], 10))
+    await link.call("XDEL", keys.log(0), *sent[2:5])
+    assert await acquire(link, keys, 2) == Acquired(sent[9], 10, 0, b"")
+
+
+@pytest.mark.parametrize("new", [2, 10])
+async def test_a_log_that_was_deleted_and_began_anew_is_told_from_the_old_one(
+    link: Link, keys: StreamKeys, new: int
+) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 5)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[2], 3))
+    await delete_log(link, keys)
+    await fill(link, keys, new)
+    assert await acquire(link, keys, 2) == Acquired(sent[2], 0, 0, b"", replaced=True)
+    assert await acquire(link, keys, 2) == Acquired(sent[2], 0, 0, b"")
+    assert len(await ids(link, keys)) == new
+
+
+async def test_a_log_that_was_replaced_before_anything_was_processed_is_told_by_its_group(
+    link: Link, keys: StreamKeys
+) -> None:
+    await acquire(link, keys, 1)
+    await fill(link, keys, 5)
+    await delete_log(link, keys)
+    await fill(link, keys, 5)
+    assert (await acquire(link, keys, 2)).replaced
+    assert not (await acquire(link, keys, 2)).replaced
+
+
+async def test_lost_positions_are_taken_from_their_mirror(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 5)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[2], 3))
+    await link.call("DEL", keys.positions(0, "delays"))
+    assert await acquire(link, keys, 2) == Acquired(sent[2], 3, 0, b"")
 
 
 async def test_a_position_behind_the_end_is_a_rollback(link: Link, keys: StreamKeys) -> None:
@@ -465,17 +515,38 @@ async def test_each_partition_of_a_commit_is_judged_by_itself(link: Link, keys: 
 async def test_a_group_destroyed_by_hand_comes_back_with_the_next_commit(link: Link, keys: StreamKeys) -> None:
     await acquire(link, keys, 1)
     sent = await fill(link, keys, 3)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1))
     await link.call("XGROUP", "DESTROY", keys.log(0), "delays")
-    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[1], 2)))[0][0] is CommitStatus.OK
+    assert (await commit(link, keys, Commit(0, 1, sent[0], sent[1], 2)))[0][0] is CommitStatus.OK
     assert await mirror(link, keys) == (sent[1], 2, 1)
 
 
-async def test_a_commit_without_its_log_keeps_the_position(link: Link, keys: StreamKeys) -> None:
+@pytest.mark.parametrize("processed", [0, 1])
+@pytest.mark.parametrize("new", [0, 1, 5])
+async def test_a_commit_in_a_log_that_was_replaced_changes_nothing(
+    link: Link, keys: StreamKeys, processed: int, new: int
+) -> None:
     await acquire(link, keys, 1)
-    sent = await fill(link, keys, 1)
-    await link.call("DEL", keys.log(0))
-    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1)))[0][0] is CommitStatus.OK
-    assert not await link.call("EXISTS", keys.log(0))
+    sent = await fill(link, keys, 3)
+    if processed:
+        await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1))
+    before = await stored(link, keys)
+    await delete_log(link, keys)
+    last = (await fill(link, keys, new))[-1] if new else sent[2]
+    previous = sent[0] if processed else b"0-0"
+    assert (await commit(link, keys, Commit(0, 1, previous, last, 3 + new)))[0][0] is CommitStatus.REPLACED
+    assert await stored(link, keys) == before
+    assert await link.call("EXISTS", keys.log(0)) == (new > 0)
+
+
+async def test_a_commit_of_the_same_offset_with_another_count_corrects_the_count(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 3)
+    await link.call("XDEL", keys.log(0), sent[0])
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[2], 2))
+    assert (await commit(link, keys, Commit(0, 1, sent[2], sent[2], 3)))[0][0] is CommitStatus.OK
+    assert await acquire(link, keys, 2) == Acquired(sent[2], 3, 0, b"")
+    assert await mirror(link, keys) == (sent[2], 3, 0)
 
 
 # reset
@@ -504,6 +575,36 @@ async def test_a_reset_to_the_end_can_be_acquired(link: Link, keys: StreamKeys) 
     sent = await fill(link, keys, 4)
     await scripts.reset(link, keys, "delays", 0, sent[-1], 4)
     assert await acquire(link, keys, 2) == Acquired(sent[-1], 4, 0, b"")
+
+
+# declare and claim
+
+
+async def test_a_reset_before_anybody_has_acquired_does_not_look_like_a_new_log(link: Link, keys: StreamKeys) -> None:
+    await fill(link, keys, 3)
+    await scripts.reset(link, keys, "delays", 0, b"0-0", 0)
+    assert await acquire(link, keys, 1) == Acquired(b"0-0", 0, 0, b"")
+
+
+# losses
+
+
+async def test_what_is_missing_behind_a_cursor_is_counted(link: Link, keys: StreamKeys) -> None:
+    async def look(cursor: bytes, read: int) -> int:
+        [found] = await scripts.losses(link, [keys.log(0)], [(cursor, read)])
+        return found
+
+    assert await look(b"5-5", 5) == -1  # there is no log
+    sent = await fill(link, keys, 10)
+    assert await look(b"0-0", 0) == await look(sent[4], 5) == await look(sent[9], 10) == 0
+    await link.call("XDEL", keys.log(0), *sent[6:8])
+    assert await look(sent[4], 5) == 0  # that is seen later
+    assert await look(sent[9], 8) == 2
+    await link.call("XTRIM", keys.log(0), "MAXLEN", 2)
+    assert await look(sent[4], 5) == 3
+    await delete_log(link, keys)
+    await fill(link, keys, 7)
+    assert await look(sent[4], 5) == await look(sent[9], 8) == -1
 
 
 # declare and claim

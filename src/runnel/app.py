@@ -161,6 +161,7 @@ class App:
         prefetch_count: int | None = None,
         commit: str | None = None,
         grace_period: float | None = None,
+        stall_timeout: float | None = None,
     ) -> Callable[[Callable[[Events[R]], Awaitable[Any]]], Processor[R]]:
         """Declare a processor: an async function over the events of a partition, run once per partition.
 
@@ -175,6 +176,8 @@ class App:
             prefetch_count: events read at a time per partition.
             commit: ``auto`` or ``each``, see :class:`runnel.settings.Settings`.
             grace_period: seconds that the event in progress may take when the partition is handed over.
+            stall_timeout: seconds that a partition with events may make no progress before the log and the metrics say
+                so.
 
         Raises:
             ConfigurationError: the name is taken, or something does not fit.
@@ -197,6 +200,7 @@ class App:
                 "prefetch_count": prefetch_count,
                 "commit": commit,
                 "grace_period": grace_period,
+                "stall_timeout": stall_timeout,
             }
             chosen = self._chosen(f'processor "{chosen_name}"', given)
             processor = Processor(
@@ -211,6 +215,7 @@ class App:
                 chosen.prefetch_count,
                 chosen.commit,
                 chosen.grace_period,
+                chosen.stall_timeout,
             )
             self.processors[chosen_name] = processor
             return processor

@@ -14,14 +14,17 @@ __all__ = [
     "AttemptFailed",
     "DeadLettered",
     "Instruments",
+    "LogReplaced",
     "LossDetected",
     "MemberEvicted",
     "MemberJoined",
     "PartitionFailed",
     "PartitionGained",
     "PartitionLost",
+    "PartitionRecovered",
     "PartitionReleased",
     "PartitionRewound",
+    "PartitionStalled",
     "PartitionsPaused",
     "PartitionsResumed",
     "RedisGivenUp",
@@ -121,6 +124,7 @@ class PartitionRewound(Announcement):
     """The stored position is not what we committed last: processing goes on from what is stored.
 
     ``reason`` is ``"reset"`` (somebody moved the position) or ``"rollback"`` (Redis lost what it had confirmed).
+    (A log that was replaced is a :class:`LogReplaced`.)
     """
 
     processor: str
@@ -137,6 +141,18 @@ class LossDetected(Announcement):
     processor: str
     partition: int
     entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogReplaced(Announcement):
+    """Somebody has deleted the log of a partition, and another one has begun: what was left in the old one is lost.
+
+    Processing goes on with what is in the new one, behind ``position``.
+    """
+
+    processor: str
+    partition: int
+    position: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +211,29 @@ class PartitionsResumed(Announcement):
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionStalled(Announcement):
+    """A partition of ours has events, and its position has not moved for ``seconds``. ``doing`` says what it does."""
+
+    processor: str
+    partition: int
+    seconds: float
+    doing: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRecovered(Announcement):
+    """A partition that had stalled makes progress again, has nothing to do, or is not ours any more."""
+
+    processor: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFailed(Announcement):
-    """A background task, timer or crontab raised. A timer or crontab runs again at its next tick."""
+    """A background task, timer or crontab raised. A timer or crontab runs again at its next tick.
+
+    Or a part of the worker itself did, which is a bug in Runnel: the worker ends.
+    """
 
     task: str
     error: BaseException

@@ -132,6 +132,23 @@ class LogSubscriber:
                     partition=partition,
                     events=entries,
                 )
+            case i.LogReplaced(processor, partition, position):
+                log.error(
+                    "the log of a partition was deleted; what was not processed in it is lost",
+                    processor=processor,
+                    partition=partition,
+                    position=position,
+                )
+            case i.PartitionStalled(processor, partition, seconds, doing):
+                log.warning(
+                    "no progress, although there are events",
+                    processor=processor,
+                    partition=partition,
+                    seconds=round(seconds),
+                    doing=doing,
+                )
+            case i.PartitionRecovered(processor, partition):
+                log.info("progress again", processor=processor, partition=partition)
             case i.AttemptFailed(processor, partition, event_ids, attempt, retries, seconds, error):
                 log.warning(
                     "processing failed; trying again",

@@ -33,6 +33,7 @@ class Processor(Generic[R]):
         prefetch_count: events read at a time per partition.
         commit: ``auto`` or ``each``.
         grace_period: seconds that the event in progress may take when the partition is handed over.
+        stall_timeout: seconds without progress after which the log and the metrics say so.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Processor(Generic[R]):
     prefetch_count: int
     commit: str
     grace_period: float
+    stall_timeout: float
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.

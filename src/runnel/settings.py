@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     grace_period: float = Field(30.0, gt=0)
     """How long the event in progress may take when its partition moves or its worker stops."""
 
+    stall_timeout: float = Field(60.0, gt=0)
+    """How long a partition may have events and make no progress before the log and the metrics say so. More than the
+    longest that an event, or a batch, takes."""
+
     # Groups of workers
 
     session_timeout: float = Field(10.0, ge=0.5)

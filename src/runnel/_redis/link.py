@@ -7,6 +7,7 @@ knows whether its operation may be repeated.
 """
 
 import asyncio
+import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -23,8 +24,17 @@ __all__ = ["REPLY_TIMEOUT", "Endpoint", "Line", "Link", "Listener", "Redirected"
 CONNECT_TIMEOUT = 5.0
 """Seconds. A server on a working network answers a connection in milliseconds."""
 
-REPLY_TIMEOUT = 10.0
-"""Seconds. Far above any script of ours; a reply that takes longer belongs to a server that hangs."""
+REPLY_TIMEOUT = 5.0
+"""Seconds in which nothing moves. Far above any script of ours; but no longer, since whoever waits for a reply that was
+lost on its way stands still meanwhile."""
+
+_KEEPALIVE = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+"""A peer that is gone without a word is noticed after some 20 s, also where we only listen; by default after two hours.
+(TCP_KEEPALIVE is the first of these on macOS.)"""
 
 _PASSING = (
     "LOADING",
@@ -97,6 +107,7 @@ class Endpoint:
         self._connection_class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
         if issubclass(self._connection_class, Connection):
             self._options.setdefault("socket_keepalive", True)
+            self._options.setdefault("socket_keepalive_options", _KEEPALIVE)
         # Our own time-outs, one per command, see Link.call. redis-py's would start a task for every write.
         self._options.update(socket_timeout=None, socket_connect_timeout=CONNECT_TIMEOUT, protocol=2, retry=None)
 
@@ -180,12 +191,14 @@ class _Exchange(asyncio.Protocol):
         self._reply: asyncio.Future[Any] | None = None
         self.reply_size = 0
         self._lost = False
+        self._timeout = 0.0
         self._deadline = 0.0
+        self._unsent = 0
         self._timer: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
     async def ask(self, command: bytes, timeout: float) -> Any:
-        """Send a packed command and wait for its reply.
+        """Send a packed command and wait for its reply, for as long as something moves at least every ``timeout`` s.
 
         Raises:
             ResponseError: the reply is an error.
@@ -194,11 +207,12 @@ class _Exchange(asyncio.Protocol):
         if self._lost:
             raise exceptions.ConnectionError("Connection closed by server.")
         # One timer for all calls, which looks at the deadline when it ends; asyncio.timeout costs 3.9 µs per call.
-        self._deadline = self._loop.time() + timeout
+        self._timeout, self._deadline = timeout, self._loop.time() + timeout
         if self._timer is None or self._timer.when() > self._deadline:
             self._watch(self._deadline)
         self._reply, self.reply_size = self._loop.create_future(), 0
         self._transport.write(command)
+        self._unsent = self._transport.get_write_buffer_size()
         reply = await self._reply
         if isinstance(reply, exceptions.ResponseError):
             raise reply
@@ -213,7 +227,10 @@ class _Exchange(asyncio.Protocol):
         self._timer = None
         if self._reply is None or self._reply.done():
             return
-        if self._loop.time() < self._deadline:
+        now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
+        if unsent < self._unsent:  # a large command on a slow network: the server has not seen all of it yet
+            self._unsent, self._deadline = unsent, now + self._timeout
+        if now < self._deadline:
             self._watch(self._deadline)
         else:
             self._reply.set_exception(TimeoutError("no answer in time"))
@@ -228,6 +245,7 @@ class _Exchange(asyncio.Protocol):
             self._fail(error)
             return
         if reply is _PARTIAL:
+            self._deadline = self._loop.time() + self._timeout
             return
         if self._reply is None or self._reply.done():
             self._fail(exceptions.InvalidResponse("The server sent what nobody asked for."))
@@ -279,7 +297,8 @@ class Link:
 
         Arguments:
             command: name and arguments; str, bytes, int or float.
-            timeout: seconds until the answer must be complete, counted from the sending; the same for connecting first.
+            timeout: seconds for which nothing may move, neither the command on its way nor its answer. The same for
+                connecting first.
             confirm: where the effect of the command must be, before this returns.
 
         Raises:

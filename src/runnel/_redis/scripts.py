@@ -56,8 +56,11 @@ Entry = Sequence[bytes]
 class _Script:
     """A script of this package, run by its digest, and sent whole where the server does not know it."""
 
-    def __init__(self, name: str) -> None:
-        self._source = resources.files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
+    def __init__(self, name: str, *, includes: Sequence[str] = ()) -> None:
+        directory = resources.files(__package__).joinpath("lua")
+        flags, header_and_body = directory.joinpath(f"{name}.lua").read_bytes().split(b"\n", 1)
+        included = [directory.joinpath(f"{other}.lua").read_bytes() for other in includes]
+        self._source = b"\n".join((flags, *included, header_and_body))
         self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
     async def __call__(
@@ -81,15 +84,15 @@ class _Script:
 
 _heartbeat = _Script("heartbeat")
 _quarantine = _Script("quarantine")
-_acquire = _Script("acquire")
-_commit = _Script("commit")
+_acquire = _Script("acquire", includes=("log",))
+_commit = _Script("commit", includes=("log",))
 _append = _Script("append")
 _reset = _Script("reset")
 _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
-_losses = _Script("losses")
-_look = _Script("look")
+_losses = _Script("losses", includes=("log",))
+_look = _Script("look", includes=("log",))
 _park = _Script("park")
 _slow = _Script("slow")
 _forget_group = _Script("forget_group")
@@ -262,6 +265,8 @@ class Acquired:
         offset: the position: the last entry that was processed.
         count: how many entries of the log, counted from its very first one, end there.
         lost: entries that were removed unprocessed.
+        replaced: the log is another one than the position was taken from: what was in the old one and was not processed
+            is lost, however much that was.
         rolled_back: the position that was stored, where it lay behind the end of the log; else empty.
     """
 
@@ -269,6 +274,7 @@ class Acquired:
     count: int
     lost: int
     rolled_back: bytes
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +297,7 @@ async def acquire(
     if answer[0] == b"STALE":
         return Stale(int(answer[1]))
     _, offset, count, lost, rolled_back = answer
-    return Acquired(offset, int(count), lost, rolled_back)
+    return Acquired(offset, int(count), max(0, lost), rolled_back, replaced=lost < 0)
 
 
 class CommitStatus(str, Enum):
@@ -301,6 +307,7 @@ class CommitStatus(str, Enum):
     DUP = "DUP"
     FENCED = "FENCED"
     RESET = "RESET"
+    REPLACED = "REPLACED"
     ROLLBACK = "ROLLBACK"
 
 
@@ -503,7 +510,7 @@ async def count_loss(link: Link, keys: StreamKeys, processor: str, partition: in
 
 
 async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:
-    """How many entries were removed from each log before they were read.
+    """How many entries were removed from each log before they were read; -1 where the cursor is not of this log.
 
     Arguments:
         logs: their keys; all in one slot.

@@ -21,7 +21,7 @@ class Verdicts(Protocol):
         """Somebody else owns the partition."""
 
     def rewound(self, feed: Feed, reason: str, expected: bytes, stored: bytes) -> None:
-        """Redis holds another position than the one we committed last."""
+        """Redis holds another position than the one we committed last, or it is not one of this log (``replaced``)."""
 
 
 class Committer:
@@ -62,7 +62,7 @@ class Committer:
         self._wanted.set()
 
     def probe(self, feed: Feed) -> None:
-        """Somebody may have moved the position: find out, even if there is no progress."""
+        """Commit even if there is no progress: somebody may have moved the position, or the count has changed."""
         self._probes.add(feed)
         self.mark(feed)
 

@@ -20,6 +20,7 @@ from runnel.feed import Feed
 from runnel.instruments import (
     Announcement,
     AttemptFailed,
+    LogReplaced,
     LossDetected,
     PartitionFailed,
     PartitionGained,
@@ -138,6 +139,22 @@ class PartitionConsumer:
         return held[0] if held else ""
 
     @property
+    def doing(self) -> str:
+        """What it is doing, in a phrase, for who wonders why it makes no progress. From any thread."""
+        feed = self.feed
+        if event := self.in_progress:
+            return f"event {event} is in progress"
+        if held := self._events.held:
+            return f"event {held[0]} waits to be tried again"
+        if feed.stale:
+            return "the position is taken from Redis again"
+        if feed.done != feed.committed:
+            return "what is processed is not committed"
+        if feed.suspended:
+            return "the lease is not renewed: the coordinator does not answer"
+        return "events that were read are not handed out" if feed.entries else "events are not read"
+
+    @property
     def processed(self) -> int:
         """How many events were acknowledged under this token."""
         return self._processed_before + self.feed.count - self._started_at
@@ -177,9 +194,10 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
-        self._owner.announce(
-            PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
-        )
+        if reason != "replaced":  # that is told when it is acquired again
+            self._owner.announce(
+                PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
+            )
 
     def park(self) -> bool:
         """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""
@@ -264,6 +282,8 @@ class PartitionConsumer:
             self._owner.announce(PartitionRewound(name, feed.partition, "rollback", rolled_back, position))
         if acquired.lost:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
+        if acquired.replaced:
+            self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         self._started_at = acquired.count

@@ -8,8 +8,9 @@ loop, the worker adds releases; both are single operations that the interpreter 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from typing import Any
 
 from runnel._core.lease import Lease
 from runnel._core.slow import InProgress, SlowEvents
@@ -18,7 +19,7 @@ from runnel._redis.patience import patiently
 from runnel._redis.queries import MOVED
 from runnel._redis.scripts import Beat, Op, Seat, heartbeat, note_slow
 from runnel.errors import RunnelError
-from runnel.instruments import Instruments, MemberEvicted, MemberJoined
+from runnel.instruments import Instruments, MemberEvicted, MemberJoined, TaskFailed
 
 __all__ = ["Heartbeats", "Holder"]
 
@@ -42,6 +43,7 @@ class Holder:
         on_beat: called on the worker's event loop with every answer.
         on_moved: called there when somebody has moved positions by hand.
         in_progress: called on the heartbeat thread: which events are being processed.
+        watch: runs on the heartbeat thread, with a connection on which no heartbeat waits.
         draining: the worker wants to hand everything back and leave.
         releases: partitions with their tokens that were handed back, until the coordinator has confirmed it.
         floor: new tokens must be above it.
@@ -56,6 +58,7 @@ class Holder:
         self.on_beat = on_beat
         self.on_moved = on_moved
         self.in_progress: Callable[[], list[InProgress]] | None = None
+        self.watch: Callable[[Link], Coroutine[Any, Any, None]] | None = None
         self.draining = False
         self.releases: list[tuple[int, int]] = []
         self.floor = 0
@@ -81,18 +84,25 @@ class Heartbeats:
     """The thread. Made and stopped by the worker, which gives it all its seats."""
 
     def __init__(
-        self, endpoint: Endpoint, holders: Sequence[Holder], interval: float, instruments: Instruments
+        self,
+        endpoint: Endpoint,
+        holders: Sequence[Holder],
+        interval: float,
+        instruments: Instruments,
+        fail: Callable[[BaseException], None],
     ) -> None:
         """Arguments:
         endpoint: where the coordinator is.
         holders: the seats.
         interval: seconds between heartbeats when nothing happens.
         instruments: where to announce; from this thread.
+        fail: called on the worker's event loop when the thread fails, because of an error of ours.
         """
         self._endpoint = endpoint
         self._holders = holders
         self._interval = interval
         self._instruments = instruments
+        self._fail = fail
         self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -142,6 +152,9 @@ class Heartbeats:
         ]
         tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
         tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
+        tasks += [asyncio.create_task(holder.watch(notes)) for holder in self._holders if holder.watch is not None]
+        for task in tasks:
+            task.add_done_callback(self._task_ended)
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
@@ -153,6 +166,11 @@ class Heartbeats:
                         await heartbeat(link, holder.seat, Op.LEAVE, releases=tuple(holder.releases))
         await link.close()
         await notes.close()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            with suppress(RuntimeError):  # the worker's loop is closed already
+                self._worker_loop.call_soon_threadsafe(self._failed, error)
 
     async def _beat(self, link: Link, holder: Holder) -> None:
         """Heartbeat for one seat, for ever.
@@ -202,7 +220,7 @@ class Heartbeats:
                     self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))
                 holder.joined = holder.settled = False
             try:
-                self._worker_loop.call_soon_threadsafe(holder.on_beat, beat)  # 3
+                self._worker_loop.call_soon_threadsafe(self._deliver, holder, beat)  # 3
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
@@ -244,3 +262,16 @@ class Heartbeats:
                             self._worker_loop.call_soon_threadsafe(holder.on_moved)
         finally:
             await listener.close()
+
+    # On the worker's loop
+
+    def _deliver(self, holder: Holder, beat: Beat) -> None:
+        try:
+            holder.on_beat(beat)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Better to end than to live without heartbeats, or with an answer half acted on: others take over."""
+        self._instruments.announce(TaskFailed("runnel-heartbeats", error))
+        self._fail(error)

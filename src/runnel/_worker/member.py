@@ -20,6 +20,7 @@ from runnel._redis.scripts import Acquired, Beat, Seat, Stale
 from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
 from runnel._worker.slot_groups import SlotGroups
+from runnel._worker.watchdog import Watchdog
 from runnel.feed import Feed
 from runnel.instruments import (
     Announcement,
@@ -28,6 +29,7 @@ from runnel.instruments import (
     PartitionFailed,
     PartitionsPaused,
     PartitionsResumed,
+    TaskFailed,
 )
 from runnel.processors import Processor
 from runnel.settings import Settings
@@ -77,6 +79,7 @@ class Member:
         settings: Settings,
         instruments: Instruments,
         halt: Callable[[str, BaseException], None],
+        fail: Callable[[BaseException], None],
         *,
         measured: bool = False,
     ) -> None:
@@ -86,12 +89,14 @@ class Member:
         endpoint: where Redis is.
         settings: of the app.
         instruments: where to announce.
-        halt: stops the worker because of an error.
+        halt: stops the worker because of an error in a processor.
+        fail: ends the worker at once because of an error of ours.
         measured: whether to measure the processing.
         """
         stream = processor.stream
         self.processor = processor
         self._halt = halt
+        self._fail = fail
         self.processed = 0
         self.released = 0
         self.rebalances = 0
@@ -110,13 +115,23 @@ class Member:
             self._on_moved,
         )
         self.holder.in_progress = self._in_progress
+        self._watchdog = Watchdog(processor.name, stream.keys, processor.stall_timeout, self._at_work, instruments)
+        self.holder.watch = self._watchdog.run
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
         self._link = endpoint.link()
         ahead = ReadAhead(processor.prefetch_count, settings.prefetch_bytes)
         self._slot_groups = SlotGroups(
-            endpoint, self._link, stream, processor.name, name, ahead, verdicts=self, instruments=instruments
+            endpoint,
+            self._link,
+            stream,
+            processor.name,
+            name,
+            ahead,
+            verdicts=self,
+            instruments=instruments,
+            loop_ended=self._loop_ended,
         )
         self._loops: list[asyncio.Task[None]] = []
 
@@ -131,6 +146,11 @@ class Member:
         return tuple(self._consumers.values())
 
     @property
+    def stalled(self) -> frozenset[int]:
+        """The partitions that have events and make no progress."""
+        return self._watchdog.stalled
+
+    @property
     def commits(self) -> int:
         """Positions that were committed."""
         return self._slot_groups.commits
@@ -143,6 +163,14 @@ class Member:
         ]
         if self.meter is not None:
             self._loops.append(asyncio.create_task(self._measure(), name=f"runnel-meter-{self.processor.name}"))
+        for loop in self._loops:
+            loop.add_done_callback(self._loop_ended)
+
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        """Better to end than to live without one of them: others take over."""
+        if not loop.cancelled() and (error := loop.exception()) is not None:
+            self.announce(TaskFailed(loop.get_name(), error))
+            self._fail(error)
 
     async def drain(self) -> None:
         """Hand everything back in good order. Ends when nothing is held any more."""
@@ -228,6 +256,11 @@ class Member:
                 found.append((partition, consumer.feed.token, event))
         return found
 
+    def _at_work(self) -> dict[int, str]:
+        """What each partition is doing that should make progress. Called on the heartbeat thread, so it only reads."""
+        consumers = tuple(self._consumers.values())
+        return {c.feed.partition: c.doing for c in consumers if c.state is PartitionState.RUNNING}
+
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():
             self._slot_groups.committer(consumer.feed.partition).probe(consumer.feed)
@@ -290,8 +323,13 @@ class Member:
 
                 lost = await patiently("look for losses", attempt, self._instruments)
                 for feed, seen, entries in zip(feeds, cursors, lost, strict=True):
-                    if entries and not feed.ended and (feed.cursor, feed.read) == seen:
+                    if feed.ended or (feed.cursor, feed.read) != seen:
+                        continue
+                    if entries < 0:
+                        self.rewound(feed, "replaced", feed.committed, b"")
+                    elif entries:
                         feed.skip(entries)
+                        self._slot_groups.committer(feed.partition).probe(feed)  # the count is part of the position
                         self.announce(LossDetected(self.processor.name, feed.partition, entries))
                         await self._count_loss(feed.partition, entries)
 

@@ -14,9 +14,10 @@ from runnel.instruments import Instruments
 
 __all__ = ["Reader"]
 
-BLOCK = 5.0
-"""Seconds that a read waits on the server. Nothing depends on it but the load of an idle worker: whatever changes
-meanwhile ends the wait."""
+BLOCK = 2.0
+"""Seconds that a read waits on the server. Whatever changes meanwhile ends the wait, so this costs an idle worker half
+a command per second; but for a reply that was lost on its way, the partitions stand still for so long, and the time-out
+of a reply."""
 
 ROOM = 0.002
 """Seconds to wait for room in a full buffer before the read blocks for the others alone. A busy partition makes room

@@ -1,6 +1,7 @@
 """Reading and committing for the partitions of a member, by slot group: a call can only cover keys of one slot."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class SlotGroups:
         ahead: ReadAhead,
         verdicts: Verdicts,
         instruments: Instruments,
+        loop_ended: Callable[[asyncio.Task[None]], None],
     ) -> None:
         """Arguments:
         endpoint: where Redis is, for the connections of the readers.
@@ -53,7 +55,9 @@ class SlotGroups:
         ahead: decides how much all of them together read at a time.
         verdicts: who must know when a commit is refused.
         instruments: where to announce.
+        loop_ended: called when a task that should not end has.
         """
+        self._loop_ended = loop_ended
         self._endpoint = endpoint
         self._link = link
         self._stream = stream
@@ -120,4 +124,6 @@ class SlotGroups:
             asyncio.create_task(reader.run(), name=f"runnel-reader-{self._processor}-{number}"),
             asyncio.create_task(committer.run(), name=f"runnel-committer-{self._processor}-{number}"),
         )
+        for loop in loops:
+            loop.add_done_callback(self._loop_ended)
         return _SlotGroup(link, reader, committer, loops)

@@ -128,7 +128,7 @@ class Worker:
         5. Send what is still to be sent; disconnect.
 
         Returns:
-            The exit status: 0, 1 if a processor halted, 130 if aborted.
+            The exit status: 0, 1 if a processor halted or the worker failed, 130 if aborted.
 
         Raises:
             RedisUnavailable: Redis cannot be reached at the start. Later on it is waited for.
@@ -138,14 +138,19 @@ class Worker:
             await self.prepare()
         app, endpoint = self.app, self.app.endpoint
         self.members = [
-            Member(self.name, processor, endpoint, app.settings, app.instruments, self._halt, measured=self._measured)
+            Member(
+                *(self.name, processor, endpoint, app.settings, app.instruments),
+                self._halt,
+                self._fail,
+                measured=self._measured,
+            )
             for processor in self.processors
         ]
         background = Background(self.name, app.tasks, endpoint, app.settings, app.instruments)
         holders = [member.holder for member in self.members]
         if background.holder is not None:
             holders.append(background.holder)
-        heartbeats = Heartbeats(endpoint, holders, app.settings.heartbeat_interval, app.instruments)
+        heartbeats = Heartbeats(endpoint, holders, app.settings.heartbeat_interval, app.instruments, self._fail)
         self._heartbeats = heartbeats
         heartbeats.start()  # 1
         for member in self.members:
@@ -179,9 +184,9 @@ class Worker:
                 time.monotonic() - stopping_since,
             )
         )
-        if self._aborted.is_set():
-            return 130
-        return 1 if self.failure is not None else 0
+        if self.failure is not None:
+            return 1
+        return 130 if self._aborted.is_set() else 0
 
     async def _drain(self, background: Background) -> None:
         await asyncio.gather(background.stop(), *(member.drain() for member in self.members))
@@ -201,3 +206,9 @@ class Worker:
         if self.failure is None:
             self.failure = error
         self.stop(f'the processor "{processor}" halted')
+
+    def _fail(self, error: BaseException) -> None:
+        """A part of ours has failed: nothing can be trusted to be finished in good order."""
+        if self.failure is None:
+            self.failure = error
+        self.abort()

@@ -44,6 +44,9 @@ METRICS = {
         Metric("runnel_member_joined", "gauge", _BY_PROCESSOR, "1 while the worker has a seat in the group."),
         Metric("runnel_partitions_owned", "gauge", _BY_PROCESSOR, "Partitions that the worker has."),
         Metric("runnel_partitions_quarantined", "gauge", _BY_PROCESSOR, "Of these, stopped because an event failed."),
+        Metric(
+            "runnel_partitions_stalled", "gauge", _BY_PROCESSOR, "Of these, with events that wait and without progress."
+        ),
         Metric("runnel_lag_events", "gauge", ("processor", "partition"), "Events of an owned partition not processed."),
         Metric("runnel_lag_seconds", "gauge", ("processor", "partition"), "Age of the oldest of these."),
         Metric("runnel_in_flight_events", "gauge", _BY_PROCESSOR, "Events that handlers are working on."),
@@ -125,6 +128,8 @@ class Figures:
                 self._count("runnel_lost_events_total", processor, by=entries)
             case i.PartitionRewound(processor, _, reason):
                 self._count("runnel_rewinds_total", processor, reason)
+            case i.LogReplaced(processor):
+                self._count("runnel_rewinds_total", processor, "replaced")
             case i.SequenceGap(stream):
                 self._count("runnel_sequence_gaps_total", stream)
             case i.TaskFailed(task):
@@ -168,6 +173,7 @@ class Figures:
                 "runnel_member_joined": member.holder.joined,
                 "runnel_partitions_owned": len(owned),
                 "runnel_partitions_quarantined": quarantined,
+                "runnel_partitions_stalled": len(member.stalled),
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),
                 "runnel_buffer_capacity_events": 2 * member.processor.prefetch_count * len(owned),

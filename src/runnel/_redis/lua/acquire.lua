@@ -6,56 +6,60 @@
 -- Answer
 --   {STALE, token}                             a higher token was seen here; nothing was changed
 --   {OK, offset, count, lost, rolled_back}     offset: the position; count: entries of the log up to it
---     lost           entries that were removed before this processor had processed them
+--     lost           entries that were removed before this processor had processed them; -1: an unknown number, since
+--                    the log is not the one that the position was taken from, but one that has replaced it
 --     rolled_back    the stored position, if it lay behind the end of the log: Redis has lost data; else empty
 --
 -- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once, and
 -- counted beside the position, for operators: lost:<partition> (entries) and rollbacks:<partition> (times).
+-- Includes log.lua
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
-local function before(a, b)
-  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
-  a_ms, b_ms = tonumber(a_ms), tonumber(b_ms)
-  return a_ms < b_ms or (a_ms == b_ms and tonumber(a_seq) < tonumber(b_seq))
-end
-
-local offset, count
+local offset, count, by_hand
 local stored = redis.call('HGET', KEYS[1], partition)
 if stored then
-  local its_token, its_member, its_offset, its_count = stored:match('^(%d+):([^|]*)|([^|]*)|(%d+)')
+  local its_token, its_member, its_offset, its_count, rest = stored:match('^(%d+):([^|]*)|([^|]*)|(%d+)(.*)$')
   if tonumber(its_token) > token or (tonumber(its_token) == token and its_member ~= member) then
     return {'STALE', its_token}
   end
-  offset, count = its_offset, tonumber(its_count)
+  offset, count, by_hand = its_offset, tonumber(its_count), rest == '|reset'
 end
 
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('XGROUP', 'CREATE', KEYS[2], group, '0-0', 'MKSTREAM')
+  redis.call('XGROUP', 'DESTROY', KEYS[2], group)
 end
-local log, flat = {}, redis.call('XINFO', 'STREAM', KEYS[2])
-for i = 1, #flat, 2 do log[flat[i]] = flat[i + 1] end
+local log, mirror = describe(KEYS[2]), nil
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+  local found = named(flat)
+  if found['name'] == group then mirror = found end
+end
 local last, added, length = log['last-generated-id'], log['entries-added'], log['length']
-local first = log['first-entry'] and log['first-entry'][1]
+if not stored and mirror and mirror['entries-read'] then  -- the positions are gone, but not their copy in the group
+  offset, count = mirror['last-delivered-id'], mirror['entries-read']
+end
 
 local lost, rolled_back = 0, ''
 if not offset then                        -- new here: from the first entry there is
   offset, count = '0-0', added - length
 elseif before(last, offset) then          -- a read from behind the end would wait for ever
   rolled_back, offset, count = offset, last, added
-elseif offset == last then
-  count = added
-elseif not first or before(offset, first) then
-  lost = math.max(0, added - length - count)
-  count = added - length
-  if not first then offset = last end
+else
+  lost = removed(log, offset, count)
+  -- Nothing was processed yet, so the count tells nothing; but the group would be there if the log were the old one.
+  if count == 0 and not mirror and not by_hand then lost = nil end
+  if processed_to_the_end(log, offset) then
+    offset, count = last, added
+  elseif lost ~= 0 then
+    count = added - length
+  end
 end
 
-if lost > 0 then redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost) end
-if rolled_back ~= '' then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
+if (lost or 0) > 0 then redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost) end
+if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition, ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count))
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 redis.pcall('XGROUP', 'SETID', KEYS[2], group, offset, 'ENTRIESREAD', count)
-return {'OK', offset, string.format('%.0f', count), lost, rolled_back}
+return {'OK', offset, string.format('%.0f', count), lost or -1, rolled_back}

@@ -8,8 +8,10 @@
 --   DUP        this very commit was applied before: a retry after a lost reply
 --   FENCED     a newer owner exists; nothing was changed
 --   RESET      somebody has moved the position; nothing was changed; acquire again
+--   REPLACED   the log is gone, or is another one than the position was taken from; nothing was changed; acquire again
 --   ROLLBACK   Redis has lost our last commit, or all of the positions; nothing was changed; acquire again
 --              (it is counted beside the position, for operators: rollbacks:<partition>)
+-- Includes log.lua
 local answers = {}
 for i = 2, #KEYS do
   local at = 2 + (i - 2) * 5
@@ -19,22 +21,31 @@ for i = 2, #KEYS do
     redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
     answers[i - 1] = {'ROLLBACK', ''}
   else
-    local its_token, its_offset, rest = stored:match('^([^|]*)|([^|]*)|%d+(.*)$')
+    local its_token, its_offset, its_count, rest = stored:match('^([^|]*)|([^|]*)|(%d+)(.*)$')
     local status
     if its_token ~= token then
       local newer = tonumber(its_token:match('^%d+')) < tonumber(token:match('^%d+'))
       status = newer and 'ROLLBACK' or 'FENCED'   -- an older token than ours: that we acquired is lost
     elseif rest == '|reset' then
       status = 'RESET'
-    elseif its_offset == offset then
+    elseif its_offset == offset and its_count == count then
       status = 'DUP'
     elseif its_offset ~= previous then
       status = 'ROLLBACK'
     else
-      status = 'OK'
-      redis.call('HSET', KEYS[1], partition, token .. '|' .. offset .. '|' .. count)
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
-      if mirrored.err then redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count) end
+      status = 'OK'
+      if mirrored.err then  -- the group was destroyed by hand, or with the log (see acquire for a count of 0)
+        local log, before_it = describe(KEYS[i]), tonumber(its_count)
+        if before_it > 0 and removed(log, its_offset, before_it) then
+          redis.call('XGROUP', 'CREATE', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
+        else
+          status = 'REPLACED'
+        end
+      end
+      if status == 'OK' then
+        redis.call('HSET', KEYS[1], partition, token .. '|' .. offset .. '|' .. count)
+      end
     end
     if status == 'ROLLBACK' then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
     answers[i - 1] = {status, its_offset}

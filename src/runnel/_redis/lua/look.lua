@@ -10,20 +10,17 @@
 --   length         entries now; added: entries ever; deleted: id of the highest entry that was deleted by hand
 --   first, last    id of the first entry there is, and of the last that was ever added; empty: none
 --   next           id of the first entry behind the position; empty: none
+-- Includes log.lua
 local answers = {}
 for i = 2, #KEYS do
   local partition = ARGV[i - 1]
   local stored, lost, rollbacks =
     unpack(redis.call('HMGET', KEYS[1], partition, 'lost:' .. partition, 'rollbacks:' .. partition))
-  local log = {}
-  if redis.call('EXISTS', KEYS[i]) == 1 then
-    local flat = redis.call('XINFO', 'STREAM', KEYS[i])
-    for n = 1, #flat, 2 do log[flat[n]] = flat[n + 1] end
-  end
+  local log = describe(KEYS[i]) or {}
   local offset = stored and stored:match('^[^|]*|([^|]*)|') or '0-0'
   local behind = log['length'] and redis.call('XRANGE', KEYS[i], '(' .. offset, '+', 'COUNT', 1)[1]
   answers[i - 1] = {stored or '', tonumber(lost or 0), tonumber(rollbacks or 0), log['length'] or 0,
-    log['entries-added'] or 0, log['max-deleted-entry-id'] or '0-0', log['first-entry'] and log['first-entry'][1] or '',
+    log['entries-added'] or 0, log['max-deleted-entry-id'] or '0-0', log.first or '',
     log['last-generated-id'] or '', behind and behind[1] or ''}
 end
 return answers

@@ -1,0 +1,41 @@
+-- Included by the scripts that compare a position with its log.
+
+local function before(a, b)
+  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
+  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
+  a_ms, b_ms = tonumber(a_ms), tonumber(b_ms)
+  return a_ms < b_ms or (a_ms == b_ms and tonumber(a_seq) < tonumber(b_seq))
+end
+
+local function named(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+local function describe(log)
+  -- What XINFO STREAM says, its name, and `first`, the id of the first entry there is; nil if there is no such log.
+  if redis.call('EXISTS', log) == 0 then return nil end
+  local found = named(redis.call('XINFO', 'STREAM', log))
+  found.name, found.first = log, found['first-entry'] and found['first-entry'][1]
+  return found
+end
+
+local function processed_to_the_end(log, offset)
+  return offset == log['last-generated-id'] or #redis.call('XRANGE', log.name, '(' .. offset, '+', 'COUNT', 1) == 0
+end
+
+local function removed(log, offset, count)
+  -- How many entries behind a position were removed unread, as far as that can be seen yet: at the end of the log, or
+  -- where the log begins behind the position. nil: the position, which ends `count` entries, is not one of this log,
+  -- which was replaced or rolled back.
+  if not log then return nil end
+  local added = log['entries-added']
+  if added < count or before(log['last-generated-id'], offset) then return nil end
+  if log.first and not before(offset, log.first) then
+    return processed_to_the_end(log, offset) and added - count or 0
+  end
+  if added - log['length'] < count then return nil end  -- the `count` entries must be among those that were removed
+  return added - log['length'] - count
+end
+

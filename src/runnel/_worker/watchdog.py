@@ -1,0 +1,73 @@
+"""Notices partitions that have events and make no progress, whatever the reason, and says so.
+
+It looks at what the work is for, the committed positions in Redis, and from the heartbeat thread; so it depends on none
+of the parts whose failure it is to notice: reader, processor, committer, the worker's event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from runnel._core.stalls import Stalls
+from runnel._redis.keys import StreamKeys
+from runnel._redis.link import Link
+from runnel._redis.scripts import look
+from runnel.errors import RunnelError
+from runnel.instruments import Instruments, PartitionRecovered, PartitionStalled
+
+__all__ = ["Watchdog"]
+
+MOST_INTERVAL = 15.0
+"""Seconds between two looks at most. One costs the server some 20 µs per partition."""
+
+
+class Watchdog:
+    """Watches the partitions of one member."""
+
+    def __init__(
+        self,
+        processor: str,
+        keys: StreamKeys,
+        patience: float,
+        at_work: Callable[[], Mapping[int, str]],
+        instruments: Instruments,
+    ) -> None:
+        """Arguments:
+        processor: whose partitions.
+        keys: of its stream.
+        patience: seconds without progress before that is announced.
+        at_work: which partitions should make progress, and what each is doing now; called on the heartbeat thread.
+        instruments: where to announce; from the heartbeat thread.
+        """
+        self._processor = processor
+        self._keys = keys
+        self._interval = min(MOST_INTERVAL, patience / 4)
+        self._at_work = at_work
+        self._instruments = instruments
+        self._stalls = Stalls(patience)
+
+    @property
+    def stalled(self) -> frozenset[int]:
+        """The partitions that make no progress now."""
+        return self._stalls.stalled
+
+    async def run(self, link: Link) -> None:
+        """Look for ever. While Redis is away, or this thread was held up itself, nobody is blamed."""
+        looked = time.monotonic()
+        while True:
+            await asyncio.sleep(self._interval)
+            before, looked = looked, time.monotonic()
+            at_work = self._at_work()
+            try:
+                found = await look(link, self._keys, self._processor, sorted(at_work)) if at_work else {}
+            except RunnelError:
+                self._stalls.excuse(time.monotonic())
+                continue
+            if looked - before > 2 * self._interval:
+                self._stalls.excuse(looked)
+            waiting = {p: state.offset for p, state in found.items() if state.offset is not None and state.following}
+            stalled, recovered = self._stalls.look(looked, waiting)
+            for partition, seconds in sorted(stalled.items()):
+                self._instruments.announce(PartitionStalled(self._processor, partition, seconds, at_work[partition]))
+            for partition in sorted(recovered):
+                self._instruments.announce(PartitionRecovered(self._processor, partition))

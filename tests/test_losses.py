@@ -1,0 +1,129 @@
+"""What somebody removes from Redis under a running worker is noticed, said, and does not keep it from going on."""
+
+import asyncio
+
+import pytest
+
+from harness import Inspector, Recorder, eventually, inspecting, running
+from runnel import App, Record
+from runnel._worker import member
+from runnel.instruments import LogReplaced, LossDetected, PartitionRewound
+from runnel.streams import Stream
+
+pytestmark = pytest.mark.anyio
+
+
+class Step(Record):
+    n: int
+
+
+class Case:
+    """An app with one partition, whose processor waits at a gate."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self.app = App(name=name, redis_url=url, partition_count=1, prefetch_count=2)
+        self.stream: Stream[Step] = self.app.stream("steps", record=Step, partition_by=lambda step: "a")
+        self.announced = Recorder(self.app)
+        self.seen: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+        @self.app.processor(self.stream)
+        async def proc(events):
+            async for step in events.records():
+                self.seen.append(step.n)
+                await self.gate.wait()
+
+    async def send(self, first: int, last: int) -> None:
+        await self.stream.send(*(Step(n=n) for n in range(first, last + 1)))
+
+    async def committed(self, redis: Inspector, number: int) -> None:
+        await eventually(lambda: redis.count(self.stream, "proc"))
+        await eventually(lambda: self.seen[-1] == number)
+
+
+@pytest.fixture
+async def case(app_name: str, redis_url: str):
+    case = Case(app_name, redis_url)
+    yield case
+    await case.app.aclose()
+
+
+@pytest.mark.parametrize("processed", [0, 3])
+async def test_a_log_that_is_deleted_under_its_owner_is_announced_and_the_new_one_processed(
+    case: Case, processed: int
+) -> None:
+    async with inspecting(case.app) as redis, running(case.app):
+        if processed:
+            await case.send(1, processed)
+            await case.committed(redis, processed)
+        case.gate.clear()
+        await case.send(10, 100)
+        await eventually(lambda: case.seen[-1:] == [10])
+        await redis.link.call("DEL", case.stream.keys.log(0))
+        await case.send(200, 205)
+        case.gate.set()
+        await eventually(lambda: case.seen[-1] == 205)
+        await eventually(lambda: case.announced.of(LogReplaced))
+    assert [announcement.partition for announcement in case.announced.of(LogReplaced)] == [0]
+    new = [n for n in case.seen if n >= 200]
+    assert sorted(set(new)) == list(range(200, 206))
+    assert new[-6:] == list(range(200, 206))
+
+
+async def test_a_log_that_is_deleted_while_nothing_happens_is_announced(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await case.committed(redis, 3)
+        await redis.link.call("DEL", case.stream.keys.log(0))
+        await eventually(lambda: case.announced.of(PartitionRewound) or case.announced.of(LogReplaced))
+        await case.send(4, 5)
+        await eventually(lambda: case.seen == [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("remove", ["hole", "end", "all"])
+async def test_entries_that_are_removed_unread_are_counted_once(
+    case: Case, monkeypatch: pytest.MonkeyPatch, remove: str
+) -> None:
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    async with inspecting(case.app) as redis:
+        async with running(case.app):
+            await case.send(1, 1)
+            await case.committed(redis, 1)
+            case.gate.clear()
+            await case.send(2, 11)
+            await eventually(lambda: case.seen[-1] == 2)
+            await asyncio.sleep(0.1)  # it has read ahead what it can
+            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            log = case.stream.keys.log(0)
+            command = {
+                "hole": ("XDEL", log, *ids[8:10]),
+                "end": ("XDEL", log, *ids[9:]),
+                "all": ("XTRIM", log, "MAXLEN", 0),
+            }
+            await redis.link.call(*command[remove])
+            case.gate.set()
+            await eventually(lambda: case.announced.of(LossDetected))
+            await eventually(lambda: redis.position(case.stream, "proc", 0))
+        lost = sum(announcement.entries for announcement in case.announced.of(LossDetected))
+        assert len(case.seen) + lost == 11
+        before = len(case.announced.of(LossDetected))
+        async with running(case.app):
+            await case.send(20, 20)
+            await eventually(lambda: case.seen[-1] == 20)
+    assert len(case.announced.of(LossDetected)) == before
+
+
+async def test_positions_that_are_lost_are_taken_from_the_consumer_group(case: Case) -> None:
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 50)
+        await case.committed(redis, 50)
+        await eventually(lambda: redis.count(case.stream, "proc"))
+        await redis.link.call("DEL", case.stream.keys.positions(0, "proc"))
+        await case.send(51, 52)
+        await eventually(lambda: case.seen[-1] == 52)
+        await eventually(lambda: case.announced.of(PartitionRewound))
+    assert min(case.seen[50:]) >= 50  # not everything once more

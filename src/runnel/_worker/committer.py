@@ -121,4 +121,6 @@ class Committer:
         if status is CommitStatus.FENCED:
             self._verdicts.fenced(feed)
         else:
-            self._verdicts.rewound(feed, status.value.lower(), item.previous, stored)
+            # Where what was committed before is still there, what was processed since then is what is lost.
+            expected = item.offset if item.previous == stored else item.previous
+            self._verdicts.rewound(feed, status.value.lower(), expected, stored)

@@ -2,7 +2,6 @@
 
 from binascii import crc_hqx
 from functools import lru_cache
-from math import gcd
 
 __all__ = ["GROUPS_PER_PRIMARY", "SLOTS", "slot_groups_for", "slot_of", "tag_numbers"]
 
@@ -39,18 +38,16 @@ def tag_numbers(name: str, slot_groups: int) -> tuple[int, ...]:
     ranges of slots hold equally many groups. Consecutive groups are far apart, so that those of the first groups that
     have a partition more than the others are not all on one primary. Where there is one group, its number is 0.
 
-    1. The windows of the groups, in strides of about 0.618 of the number of windows: multiples of the golden ratio are
-       spread evenly, however many of them one takes (Knuth, The Art of Computer Programming, 6.4).
-    2. Numbers are tried in turn. Whichever falls into a window that has none yet, is that window's.
+    1. Numbers are tried in turn. Whichever falls into a window that has none yet, is that window's.
+    2. The groups take the windows in the order of their bits, read backwards: then the first so many are always spread
+       evenly (van der Corput 1935).
 
     The answer depends on the arguments alone, and must never change: it is where the data is.
     """
-    stride = max(1, round(slot_groups * 0.618))
-    while gcd(stride, slot_groups) > 1:
-        stride += 1
     windows: dict[int, int] = {}
     number = 0
     while len(windows) < slot_groups:
         windows.setdefault(slot_of(f"{{{name}#{number}}}") * slot_groups // SLOTS, number)
         number += 1
-    return tuple(windows[group * stride % slot_groups] for group in range(slot_groups))
+    bits = (slot_groups - 1).bit_length()
+    return tuple(windows[window] for window in sorted(windows, key=lambda window: f"{window:0{bits}b}"[::-1]))

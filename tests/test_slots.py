@@ -36,7 +36,8 @@ def test_partitions_are_spread_evenly_over_equal_ranges_of_slots(name: str, prim
     keys = StreamKeys("app", name, slot_groups_for(primaries, partitions))
     on = [slot_of(keys.log(partition)) * primaries // SLOTS for partition in range(partitions)]
     counts = [on.count(primary) for primary in range(primaries)]
-    assert max(counts) - min(counts) <= 1
+    # With fewer partitions than that, the share of a primary does not end where the window of a slot group does.
+    assert max(counts) - min(counts) <= (1 if partitions >= 4 * primaries else 2)
 
 
 @given(name=st.text(min_size=1, max_size=8), groups=st.integers(1, 30))

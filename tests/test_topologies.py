@@ -16,7 +16,8 @@ from runnel._core.slots import slot_of
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
 from runnel._redis.patience import patiently
-from runnel.errors import ConfigurationError, NotDurable, RedisError
+from runnel._redis.sentinel import SentinelEndpoint
+from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
 from runnel.instruments import PartitionRewound
 from runnel.server import EmbeddedServer
 from topologies import Cluster, Watched, ask, facts
@@ -275,6 +276,40 @@ async def test_a_node_of_a_cluster_under_a_plain_url_says_how_to_name_it(cluster
             await link.call("GET", name)
     finally:
         await link.close()
+
+
+# Users
+
+
+@several
+async def test_user_and_password_go_to_every_server_and_those_of_the_sentinels_to_them(
+    app_name: str, topology: str, redis_url: str, servers_of: Callable[[str], Any]
+) -> None:
+    servers, _ = servers_of("")
+    for node in servers.nodes:
+        ask(node.url, "ACL", "SETUSER", "clerk", "on", ">p@ss", "~*", "&*", "+@all")
+    for sentinel in servers.sentinels if topology == "sentinel" else ():
+        ask(sentinel.url, "ACL", "SETUSER", "watcher", "on", ">sea/saw", "+@all")
+    scheme, _, hosts = redis_url.partition("://")
+    query = "?sentinel_username=watcher&sentinel_password=sea%2Fsaw" if topology == "sentinel" else ""
+    traffic = Traffic(app_name, f"{scheme}://clerk:p%40ss@{hosts}{query}")
+    async with traffic.app, running(traffic.app), inspecting(traffic.app) as redis:
+        for key in traffic.sent:
+            await traffic.send_one(key)
+            assert await redis.link.at(traffic.steps.keys.log(key)).call("ACL", "WHOAMI") == b"clerk"
+        await eventually(lambda: traffic.done == PARTITIONS)
+        if topology == "sentinel":
+            assert isinstance(traffic.app.endpoint, SentinelEndpoint)
+            for sentinel in traffic.app.endpoint._sentinels:
+                link = sentinel.link()
+                assert await link.call("ACL", "WHOAMI") == b"watcher"
+                await link.close()
+    refused = App(name=app_name, redis_url=f"{scheme}://clerk:wrong@{hosts}{query}", send_timeout=0.5)
+    stream = refused.stream("steps", record=Step, partition_by="key", partition_count=PARTITIONS)
+    async with refused:
+        with pytest.raises(RedisUnavailable, match="refused the user or password") as raised:
+            await stream.send(Step(key=0, n=0))
+    assert "wrong" not in str(raised.value)
 
 
 # Durability

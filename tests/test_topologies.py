@@ -17,6 +17,7 @@ from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
 from runnel._redis.patience import patiently
 from runnel._redis.sentinel import SentinelEndpoint
+from runnel.admin import tail_of
 from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
 from runnel.instruments import PartitionRewound
 from runnel.server import EmbeddedServer
@@ -383,3 +384,26 @@ async def test_without_an_append_only_file_nothing_can_be_on_disk(app_name: str,
     async with app:
         with pytest.raises(ConfigurationError, match=r"append-only file|takes Redis 7\.2"):
             await stream.send(Step(key=0, n=0))
+
+
+async def test_the_tail_of_a_stream_that_is_yet_to_be_used_begins_with_its_first_event(
+    app_name: str, cluster: Cluster
+) -> None:
+    traffic = Traffic(app_name, cluster.url)
+    seen: list[int] = []
+
+    async def follow() -> None:
+        looking = Traffic(app_name, cluster.url)
+        async for event in tail_of(looking.app, looking.steps, follow=True):
+            seen.append(event.record.key)
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    async with traffic.app:
+        for key in traffic.sent:
+            await traffic.send_one(key)
+        await eventually(lambda: sorted(seen) == sorted(traffic.sent))
+        await traffic.send_one(3)
+        await eventually(lambda: len(seen) == PARTITIONS + 1)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)

@@ -18,6 +18,9 @@ from runnel.streams import Stream
 
 __all__ = ["key_of", "tail_of"]
 
+FIRST_USE = 0.5
+"""Seconds between two looks at whether a stream is used yet."""
+
 BLOCK = 5.0
 """Seconds for which the server waits for something new."""
 
@@ -51,7 +54,11 @@ async def tail_of(
     chosen = chosen_partitions(stream, partitions)
     async with connected(app) as link:
         begin = b"-" if start is None else point(start, await server_time(link))
-        await stream.check(link)
+        if not await stream.check(link) and len(await link.endpoint.primaries()) > 1:
+            # Where its entries will be is not decided before it is used.
+            while follow and not await stream.check(link):  # noqa: ASYNC110  whoever uses it first cannot tell us
+                await asyncio.sleep(FIRST_USE)
+            begin, number = b"-", None if start is None else number  # all of it is new
         cursors = {}
         for partition in chosen:
             state = await queries.log_state(link, stream.keys, partition)

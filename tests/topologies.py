@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import getpid
 from pathlib import Path
@@ -187,13 +187,21 @@ def primaries_seen_by(url: str) -> list[tuple[int, int, int]]:
 class Sentinel:
     """One sentinel. It keeps its state in a file, from which it also takes its configuration."""
 
-    def __init__(self, binary: str | Path | None, service: str, primary: EmbeddedServer) -> None:
+    def __init__(self, binary: str | Path | None, service: str, port: int, *, lines: Sequence[str] = ()) -> None:
+        """Arguments:
+        port: of the primary.
+        lines: more of the configuration; with any of TLS, it listens for that as well.
+        """
         self._directory = tempfile.TemporaryDirectory(prefix="runnel-sentinel-", ignore_cleanup_errors=True)
-        self.port = free_port(HOST)
+        self.port, self.tls_port = free_port(HOST), free_port(HOST)
+        quorum = 1 if lines else 2
+        listens = f"tls-port {self.tls_port}\n" if lines else ""
         directory = Path(self._directory.name)
         configuration = directory / "sentinel.conf"
         configuration.write_text(
-            f"bind {HOST}\nport {self.port}\ndir {directory}\nsentinel monitor {service} {HOST} {port_of(primary)} 2\n"
+            f"bind {HOST}\nport {self.port}\ndir {directory}\n{listens}"
+            + "".join(f"{line}\n" for line in lines)
+            + f"sentinel monitor {service} {HOST} {port} {quorum}\n"
             f"sentinel down-after-milliseconds {service} 1000\nsentinel failover-timeout {service} 4000\n"
         )
         command = [str(find_binary(None if binary is None else str(binary))), str(configuration), "--sentinel"]
@@ -243,7 +251,7 @@ class Watched:
             primary, *replicas = self.nodes
             for replica in replicas:
                 ask(replica.url, "REPLICAOF", HOST, port_of(primary))
-            self.sentinels = [Sentinel(self._binary, self.service, primary) for _ in range(3)]
+            self.sentinels = [Sentinel(self._binary, self.service, port_of(primary)) for _ in range(3)]
             self.settle()
         except BaseException:
             self.stop()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 
 from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.urls import masked, not_a_url
@@ -114,7 +114,8 @@ class Endpoint:
     def toward(self, host: str, port: int) -> "Endpoint":
         """The same, user, password and TLS included, at another address."""
         other = object.__new__(Endpoint)
-        other.safe_url = f"redis://[{host}]:{port}" if ":" in host else f"redis://{host}:{port}"
+        scheme = "rediss" if issubclass(self._connection_class, SSLConnection) else "redis"
+        other.safe_url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         other._connection_class = self._connection_class
         other._options = {**self._options, "host": host, "port": port}
         return other

@@ -89,7 +89,9 @@ def test_user_password_database_and_certificates_are_those_of_the_servers() -> N
         "host": "h",
         "port": 1,
     }
-    sentinels = [sentinel._options for sentinel in endpoint._sentinels]
+    sentinels = sorted(
+        [sentinel._options for sentinel in endpoint._sentinels], key=lambda one: one["port"], reverse=True
+    )
     assert [(one["host"], one["port"], one.get("username"), one["password"], one.get("db")) for one in sentinels] == [
         ("a", 26379, None, "x/y", None),
         ("::1", 7000, None, "x/y", None),

@@ -395,6 +395,9 @@ class Listener:
                         connection.pack_command("SSUBSCRIBE", channel), check_health=False
                     )
                     await connection.read_response()
+        except exceptions.ResponseError as error:  # MOVED or LOADING, for instance, or not allowed to
+            await self._give_up()
+            raise RedisUnavailable(f"{self._endpoint.safe_url} refuses a channel: {error}") from error
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
             await self._give_up()
             raise self._endpoint.unreachable(error) from error

@@ -57,6 +57,7 @@ class SentinelEndpoint(Endpoint):
         self._options["db"] = int(path[1]) if path[1:] else 0
         self.safe_url = masked(url)
         self._sentinels = [Endpoint(sentinel) for _, sentinel in both]
+        random.shuffle(self._sentinels)
         self._address: tuple[str, int] | None = None
         self._asked_at = 0.0
 
@@ -96,7 +97,7 @@ class SentinelEndpoint(Endpoint):
 
     async def _address_now(self) -> tuple[str, int]:
         reasons = []
-        for sentinel in random.sample(self._sentinels, len(self._sentinels)):
+        for sentinel in tuple(self._sentinels):
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     found = await _ask(await sentinel.connect(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
@@ -106,6 +107,9 @@ class SentinelEndpoint(Endpoint):
             if found is None:
                 reasons.append(f'{sentinel.safe_url} knows no service "{self._service}".')
                 continue
+            # Ask this one first from now on. Sentinels learn of a fail-over one after the other, so asking another one
+            # might lead back to the old primary.
+            self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
             self._address, self._asked_at = (found[0].decode(), int(found[1])), time.monotonic()
             return self._address
         raise self._no_primary(reasons)

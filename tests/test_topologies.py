@@ -105,14 +105,22 @@ async def test_a_fail_over_of_a_cluster_that_was_asked_for_loses_nothing_and_rep
     app_name: str, cluster: Cluster
 ) -> None:
     traffic = Traffic(app_name, cluster.url)
-    async with traffic.app, running(traffic.app), traffic.flowing():
-        for key in (traffic.steps.keys.log(0), ControlKeys.of(app_name, "steps", "proc").group):
+    control = ControlKeys.of(app_name, "steps", "proc")
+    async with traffic.app, running(traffic.app) as worker, traffic.flowing():
+        for key in (traffic.steps.keys.log(0), control.group):
             await asyncio.to_thread(cluster.fail_over, slot_of(key))
             before = traffic.done
             await eventually(lambda before=before: traffic.done > before + 100, timeout=AGAIN)
             await asyncio.to_thread(cluster.settle)
+        await _seen_connected(cluster, control.wake(worker.name))
     traffic.nothing_is_lost()
     traffic.nothing_is_repeated()
+
+
+async def _seen_connected(cluster: Cluster, channel: str) -> None:
+    """Wait until the coordinator sees that a member lives."""
+    node = cluster.primary_of(slot_of(channel))
+    await eventually(lambda: ask(node.url, "PUBSUB", "SHARDNUMSUB", channel)[1] == 1)
 
 
 async def test_a_fail_over_by_sentinels_that_was_asked_for_loses_nothing_that_the_replica_has_confirmed(
@@ -209,8 +217,9 @@ def _rewound(traffic: Traffic, partition: int) -> list[PartitionRewound]:
 async def test_slots_that_move_under_load_are_followed_and_nothing_repeats(app_name: str, cluster: Cluster) -> None:
     """A slot with data, and that of the coordinator, on their way for longer than a heartbeat."""
     traffic = Traffic(app_name, cluster.url)
-    async with traffic.app, running(traffic.app), traffic.flowing():
-        names = [traffic.steps.keys.log(0), ControlKeys.of(app_name, "steps", "proc").group]
+    control = ControlKeys.of(app_name, "steps", "proc")
+    async with traffic.app, running(traffic.app) as worker, traffic.flowing():
+        names = [traffic.steps.keys.log(0), control.group]
         for name in [*names, traffic.steps.keys.metadata]:
             slot = slot_of(name)
             elsewhere = next(
@@ -220,6 +229,7 @@ async def test_slots_that_move_under_load_are_followed_and_nothing_repeats(app_n
             assert cluster.primary_of(slot) is elsewhere
             before = {key: len(numbers) for key, numbers in traffic.seen.items()}
             await eventually(lambda before=before: all(len(traffic.seen[k]) > n + 5 for k, n in before.items()))
+        await _seen_connected(cluster, control.wake(worker.name))
     traffic.nothing_is_lost()
     traffic.nothing_is_repeated()
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -157,6 +159,28 @@ async def test_a_crash_of_a_primary_under_load_loses_nothing_that_a_replica_has_
             await asyncio.to_thread(servers.settle)
         before = traffic.done
         await eventually(lambda: traffic.done > before + 100, timeout=AGAIN)
+    traffic.nothing_is_lost()
+
+
+@several
+async def test_a_primary_that_was_frozen_and_believes_to_be_one_still_takes_nothing_with_it(
+    app_name: str, redis_url: str, servers_of: Callable[[str], Any]
+) -> None:
+    """When it goes on, commands that waited in its sockets are carried out, by a primary that is none any more."""
+    traffic = Traffic(app_name, redis_url, durability="replica")
+    async with traffic.app, running(traffic.app):
+        async with traffic.flowing():
+            servers, primary = servers_of(traffic.steps.keys.log(0))
+            frozen = primary()
+            pid = frozen.pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await asyncio.to_thread(_until_another, primary, frozen)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            before = traffic.done
+            await eventually(lambda: traffic.done > before + 100, timeout=AGAIN)
+        await asyncio.to_thread(servers.settle)
     traffic.nothing_is_lost()
 
 

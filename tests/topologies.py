@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from os import getpid
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +30,10 @@ NODE_TIMEOUT = 1_000
 """Milliseconds without an answer after which nodes take one of them for dead."""
 
 
-def ask(url: str, *command: Any) -> Any:
+def ask(url: str, *command: Any, timeout: float = 5.0) -> Any:
     """One command on one server; its raw answer. Blocks for a moment, whoever runs the event loop."""
     parts = urlsplit(url)
-    connection = Connection(host=parts.hostname, port=parts.port, socket_timeout=5, retry=None, protocol=2)
+    connection = Connection(host=parts.hostname, port=parts.port, socket_timeout=timeout, retry=None, protocol=2)
     try:
         connection.send_command(*command)
         return connection.read_response()
@@ -127,10 +128,11 @@ class Cluster:
 
     def primary_of(self, slot: int) -> EmbeddedServer:
         """The node that serves a slot."""
-        running = [node for node in self.nodes if node.running]
-        for low, high, address, *_ in ask(running[0].url, "CLUSTER", "SLOTS"):
-            if low <= slot <= high:
-                return next(node for node in self.nodes if port_of(node) == address[1])
+        for asked in self.nodes:
+            with suppress(RedisError):  # it is down, or frozen
+                for low, high, address, *_ in ask(asked.url, "CLUSTER", "SLOTS", timeout=0.5):
+                    if low <= slot <= high:
+                        return next(node for node in self.nodes if port_of(node) == address[1])
         raise AssertionError(f"nobody serves slot {slot}")
 
     def replica_of(self, primary: EmbeddedServer) -> EmbeddedServer:

@@ -53,6 +53,9 @@ _PASSING = (
 _DEMOTED = ("READONLY", "MASTERDOWN", "UNBLOCKED")
 """What a server says that is no primary any more: whoever connects anew may find the one that is."""
 
+_DEMOTED_MEANWHILE = "cannot be used with replica instances"
+"""What WAIT and WAITAOF say where the command before them has still found a primary."""
+
 _ELSEWHERE = ("MOVED ", "ASK ")
 """What a node of a cluster says that does not serve the slot of a key."""
 
@@ -320,10 +323,10 @@ class Link:
                 text = str(error)
                 if text.startswith(_ELSEWHERE):
                     raise Redirected(self.endpoint.safe_url, text) from None
-                if text.startswith(_DEMOTED):
+                if demoted := text.startswith(_DEMOTED) or _DEMOTED_MEANWHILE in text:
                     await self._drop()
                     self.endpoint.doubt()
-                if text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
+                if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
                     raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
                 raise RedisError(text.removeprefix("ERR ")) from error
             except NotDurable:

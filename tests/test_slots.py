@@ -1,7 +1,7 @@
 """Where keys are on a cluster, and how URLs of several servers are read: plain decisions, without a server."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
@@ -14,6 +14,7 @@ from runnel._redis.topology import endpoint_for
 from runnel.errors import ConfigurationError
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab{}é", max_size=12))
 def test_a_key_has_the_slot_that_the_cluster_gives_it(key: str) -> None:
     assert slot_of(key) == key_slot(key.encode())
@@ -31,6 +32,7 @@ def test_a_stream_has_four_slot_groups_per_primary_but_not_more_than_partitions(
     assert slot_groups_for(primaries, partitions) == groups
 
 
+@settings(deadline=None)
 @given(name=st.text(min_size=1, max_size=8), primaries=st.integers(2, 9), partitions=st.integers(2, 64))
 def test_partitions_are_spread_evenly_over_equal_ranges_of_slots(name: str, primaries: int, partitions: int) -> None:
     keys = StreamKeys("app", name, slot_groups_for(primaries, partitions))
@@ -40,6 +42,7 @@ def test_partitions_are_spread_evenly_over_equal_ranges_of_slots(name: str, prim
     assert max(counts) - min(counts) <= (1 if partitions >= 4 * primaries else 2)
 
 
+@settings(deadline=None)
 @given(name=st.text(min_size=1, max_size=8), groups=st.integers(1, 30))
 def test_each_slot_group_has_a_slot_of_its_own(name: str, groups: int) -> None:
     keys = StreamKeys("app", name, groups)

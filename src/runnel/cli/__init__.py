@@ -6,6 +6,7 @@ from importlib import metadata
 import typer
 
 from runnel.cli.checking import doctor
+from runnel.cli.creating import init
 from runnel.cli.dead_letters import dead_app
 from runnel.cli.demonstration import demo
 from runnel.cli.developing import dev
@@ -23,6 +24,7 @@ __all__ = [
     "demo",
     "dev",
     "doctor",
+    "init",
     "lag",
     "main",
     "send",
@@ -42,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
+for command in (init, worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
     app.command()(command)
 app.add_typer(processor_app, name="processor", help="Look after a processor.")
 app.add_typer(quarantine_app, name="quarantine", help="Look after partitions that have failed.")

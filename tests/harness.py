@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from runnel import App
 from runnel._redis import queries
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Link
 from runnel._worker import Worker
 from runnel.instruments import Announcement
 from runnel.streams import Stream
@@ -79,7 +79,7 @@ class Inspector:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._link = Link(Endpoint(app.settings.redis_url))
+        self._link = app.endpoint.link()
 
     @property
     def link(self) -> Link:
@@ -101,12 +101,14 @@ class Inspector:
 
     async def entries(self, stream: Stream[Any], partition: int) -> list[tuple[str, dict[bytes, bytes]]]:
         """The log of a partition: ids and fields, headers included."""
-        raw = await self._link.call("XRANGE", stream.keys.log(partition), "-", "+")
+        log = stream.keys.log(partition)
+        raw = await self._link.at(log).call("XRANGE", log, "-", "+")
         return [(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in raw]
 
     async def add(self, stream: Stream[Any], partition: int, *fields: str | bytes) -> str:
         """Append an entry as some other program would; returns its id."""
-        return (await self._link.call("XADD", stream.keys.log(partition), "*", *fields)).decode()
+        log = stream.keys.log(partition)
+        return (await self._link.at(log).call("XADD", log, "*", *fields)).decode()
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ from runnel.admin import quarantine as quarantine_module
 from runnel.errors import NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
 from runnel.instruments import PartitionsPaused, PartitionsResumed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.everywhere]
 
 PARTITIONS = 4
 

@@ -95,10 +95,11 @@ class Group:
     join_delay: int = 0
     grace: int = NEVER
     silence: int = NEVER
+    slot_groups: int = 1
 
     def member(self, name: str) -> Member:
-        seat = Seat(self.keys, name, self.partition_count, self.session, self.join_delay, self.grace, self.silence)
-        return Member(self.link, seat)
+        terms = (self.session, self.join_delay, self.grace, self.silence, self.slot_groups)
+        return Member(self.link, Seat(self.keys, name, self.partition_count, *terms))
 
     async def joined(self, *names: str) -> list[Member]:
         """Members that have joined in this order, and have settled."""
@@ -848,11 +849,14 @@ examples = itertools.count()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(partition_count=st.integers(1, 40), plan=st.lists(actions, min_size=3, max_size=30))
+@given(
+    partition_count=st.integers(1, 40), slot_groups=st.integers(1, 12), plan=st.lists(actions, min_size=3, max_size=30)
+)
 async def test_whoever_comes_and_goes_the_script_assigns_as_the_plain_function_does(
-    link: Link, app_name: str, partition_count: int, plan: Sequence[tuple[str, int, bool]]
+    link: Link, app_name: str, partition_count: int, slot_groups: int, plan: Sequence[tuple[str, int, bool]]
 ) -> None:
-    group = Group(link, ControlKeys.of(f"{app_name}-{next(examples)}", "flights", "delays"), partition_count)
+    keys = ControlKeys.of(f"{app_name}-{next(examples)}", "flights", "delays")
+    group = Group(link, keys, partition_count, slot_groups=slot_groups)
     members: dict[str, Member] = {}  # in the order in which they joined
     leaving: set[str] = set()
     targets: dict[int, str] = {}
@@ -876,7 +880,7 @@ async def test_whoever_comes_and_goes_the_script_assigns_as_the_plain_function_d
 
         active = [member for member in members if member not in leaving]
         if action in ("join", "leave", "drain") and active:
-            targets = assign(active, partition_count, targets)
+            targets = assign(active, partition_count, targets, slot_groups)
         assert await group.targets() == targets
         if active:
             count = [list(targets.values()).count(member) for member in active]

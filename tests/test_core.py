@@ -398,19 +398,28 @@ def test_a_member_that_leaves_64_moves_only_its_own() -> None:
     assert sum(before[p] != after[p] for p in range(256)) == 4
 
 
+def test_members_that_come_and_go_have_whole_slot_groups_where_they_divide() -> None:
+    assigned: dict[int, str] = {}
+    for members in (["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"], ["b", "c", "d"], ["d"]):
+        assigned = assign(members, 48, assigned, slot_groups=12)
+        for group in range(12):
+            assert len({assigned[p] for p in range(group, 48, 12)}) == 1, f"{members} share the slot group {group}"
+
+
 names = st.sampled_from("abcdefghij")
 
 
 @given(
     members=st.lists(names, unique=True, min_size=1),
     partition_count=st.integers(1, 40),
+    slot_groups=st.integers(1, 12),
     data=st.data(),
 )
 def test_an_assignment_is_balanced_complete_minimal_and_stable(
-    members: list[str], partition_count: int, data: st.DataObject
+    members: list[str], partition_count: int, slot_groups: int, data: st.DataObject
 ) -> None:
     current = data.draw(st.dictionaries(st.integers(0, partition_count - 1), names))
-    assigned = assign(members, partition_count, current)
+    assigned = assign(members, partition_count, current, slot_groups)
 
     assert assigned.keys() == set(range(partition_count))
     sizes = {member: sum(owner == member for owner in assigned.values()) for member in members}
@@ -424,5 +433,5 @@ def test_an_assignment_is_balanced_complete_minimal_and_stable(
     most_kept = sum(min(n, quota) for n in had) + min(extra, sum(n > quota for n in had))
     assert sum(current.get(p) == owner for p, owner in assigned.items()) == most_kept
 
-    assert assign(members, partition_count, dict(reversed(current.items()))) == assigned
-    assert assign(members, partition_count, assigned) == assigned
+    assert assign(members, partition_count, dict(reversed(current.items())), slot_groups) == assigned
+    assert assign(members, partition_count, assigned, slot_groups) == assigned

@@ -326,8 +326,8 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     held = asyncio.Event()
 
     class SlowToAnswer(Link):
-        async def call(self, *command: Any, timeout: float = 10.0) -> Any:
-            answer = await super().call(*command, timeout=timeout)
+        async def call(self, *command: Any, **options: Any) -> Any:
+            answer = await super().call(*command, **options)
             await held.wait()
             return answer
 
@@ -335,7 +335,7 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     lease.renew(time.monotonic())
     feeds = [Feed(n, 1, f"{app_name}:{n}", lease) for n in range(3)]
     reading, control = Link(Endpoint(redis_url), identify=True), SlowToAnswer(Endpoint(redis_url))
-    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments())
+    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments(), lambda: 3, lambda feeds: None)
     for feed in feeds:
         feed.begin(b"0-0", 0)
     reader.add(feeds[0])

@@ -15,7 +15,7 @@ from runnel.errors import ConfigurationError, ProcessorReturned, UnknownProcesso
 from runnel.instruments import LossDetected, PartitionFailed
 from runnel.settings import Settings, unknown_variables
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.everywhere]
 
 
 class Order(Record):

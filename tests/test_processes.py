@@ -17,7 +17,7 @@ import pytest
 from history import Effect, read_history, repeats, violations
 from runnel import App, Record
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.topology import endpoint_for
 from runnel.server import EmbeddedServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
@@ -48,7 +48,7 @@ class Cluster:
         self.steps = self.app.stream("steps", record=Step, partition_by="key")
         self.history_file = self.directory / "history"
         self.history_file.touch()
-        self.link = Link(Endpoint(self.url))
+        self.link = endpoint_for(self.url).link()
 
     def start(self) -> subprocess.Popen[bytes]:
         """One more worker."""
@@ -68,7 +68,7 @@ class Cluster:
     async def members(self) -> int:
         """How many of them own as many partitions as their share."""
         keys = ControlKeys.of(self.app.name, "steps", "record")
-        owners = (await self.link.call("HVALS", keys.owners)) or []
+        owners = (await self.link.at(keys.owners).call("HVALS", keys.owners)) or []
         counts = Counter(owner.split(b"|")[0] for owner in owners)
         if len(owners) != PARTITIONS or any(owner.split(b"|")[2] != b"-1" for owner in owners):
             return 0
@@ -140,6 +140,7 @@ async def cluster(name: str, url: str, directory: Path, **environment: str) -> A
         await running.close()
 
 
+@pytest.mark.everywhere
 async def test_a_killed_worker_loses_nothing_and_its_partitions_go_on_within_two_seconds(
     app_name: str, redis_url: str, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ async def test_a_killed_worker_loses_nothing_and_its_partitions_go_on_within_two
         assert max(takeovers) < 2.0, takeovers
 
 
+@pytest.mark.everywhere
 async def test_stopped_workers_repeat_nothing_and_exit_with_status_0(
     app_name: str, redis_url: str, tmp_path: Path
 ) -> None:

@@ -492,6 +492,28 @@ async def test_a_commit_under_a_token_that_redis_has_lost_is_a_rollback(link: Li
     assert await stored(link, keys) is None
 
 
+async def test_a_commit_of_entries_that_only_another_primary_had_is_a_rollback(link: Link, keys: StreamKeys) -> None:
+    """Read from a primary that had lost a fail-over; the new one has given out ids around them meanwhile."""
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 1)
+    later = b"%d-0" % (int(sent[0].split(b"-")[0]) + 5)
+    ghost = later.replace(b"-0", b"-1")
+    for log in ([sent[0]], [sent[0], later], [sent[0], later, later.replace(b"-0", b"-9")]):
+        if len(log) > 1:
+            await link.call("XADD", keys.log(0), log[-1], "data", "x")
+        assert await commit(link, keys, Commit(0, 1, b"0-0", ghost, 2)) == [(CommitStatus.ROLLBACK, b"0-0")]
+        assert await ids(link, keys) == log
+
+
+async def test_a_commit_of_entries_that_are_gone_meanwhile_is_taken(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 6)
+    await link.call("XDEL", keys.log(0), sent[1])
+    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[1], 2)))[0][0] is CommitStatus.OK
+    await link.call("XTRIM", keys.log(0), "MINID", sent[4])
+    assert (await commit(link, keys, Commit(0, 1, sent[1], sent[3], 4)))[0][0] is CommitStatus.OK
+
+
 async def test_each_partition_of_a_commit_is_judged_by_itself(link: Link, keys: StreamKeys) -> None:
     sent = {}
     for partition in range(4):

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from runnel._redis.link import Endpoint
 from runnel._redis.producer import Limits, Producer
+from runnel._redis.topology import endpoint_for
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
@@ -65,6 +66,7 @@ class App:
         self.processors: dict[str, Processor[Any]] = {}
         self.tasks: list[BackgroundTask] = []
         self.instruments = Instruments()
+        self._endpoint: tuple[str, Endpoint] | None = None
         self.tracing = _tracing(self.settings)
         self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()
 
@@ -78,9 +80,11 @@ class App:
         """Where Redis is.
 
         Raises:
-            ConfigurationError: ``redis_url`` is not a URL that redis-py understands.
+            ConfigurationError: ``redis_url`` is not a URL that we understand.
         """
-        return Endpoint(self.settings.redis_url)
+        if self._endpoint is None or self._endpoint[0] != self.settings.redis_url:
+            self._endpoint = self.settings.redis_url, endpoint_for(self.settings.redis_url)
+        return self._endpoint[1]
 
     def configure(self, **settings: Any) -> None:
         """Override settings, as command-line options do. Streams and processors keep what they were declared with.
@@ -107,6 +111,7 @@ class App:
         serializer: Serializer | None = None,
         compressor: Compressor | None = None,
         on_full: str | None = None,
+        durability: str | None = None,
     ) -> Stream[R]:
         """Declare a stream. What is not given comes from the settings of the same names.
 
@@ -121,6 +126,7 @@ class App:
             serializer: of structured records.
             compressor: of structured records.
             on_full: ``wait``, ``raise`` or ``trim``.
+            durability: ``primary``, ``replica`` or ``disk``, see :class:`runnel.settings.Settings`.
 
         Raises:
             ConfigurationError: the name is taken, or something does not fit.
@@ -136,6 +142,7 @@ class App:
             "serializer": serializer,
             "compressor": compressor,
             "on_full": on_full,
+            "durability": durability,
         }
         chosen = self._chosen(f'stream "{name}"', given)
         options = StreamOptions(
@@ -144,6 +151,7 @@ class App:
             chosen.serializer,
             chosen.compressor,
             Limits(chosen.partition_size, chosen.on_full, chosen.on_full_timeout, chosen.send_timeout),
+            chosen.durability,
         )
         return self._add_stream(name, record, partition_by, options)
 

@@ -23,6 +23,7 @@
     ├─ ProjectError                a project cannot be created there                 exit status 2
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
+       └─ NotDurable                  stored, but not where the stream's durability asks for it
 """
 
 import difflib
@@ -37,6 +38,7 @@ __all__ = [
     "MetadataMismatch",
     "NoSuchLetter",
     "NoSuchPlace",
+    "NotDurable",
     "NotQuarantined",
     "PartitionKeyError",
     "ProcessorInUse",
@@ -159,6 +161,10 @@ class RedisUnavailable(RunnelError):
     def __init__(self, what: str, cure: str = "") -> None:
         super().__init__(f"{what} {cure}" if cure else what)
         self.what = what
+
+
+class NotDurable(RedisUnavailable):
+    """What was sent is stored, but not confirmed by a replica, or not on disk, as the stream's durability asks for."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.durability import confirmation
+from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
 from runnel._redis.producer import Producer
 from runnel._redis.scripts import AppendStatus, Batch, append
@@ -20,11 +21,11 @@ ONCE_EXPIRY = 7 * 24 * 3600 * 1000
 
 
 class Outbox:
-    """Two connections, the second one for when there is much to send, and a producer per stream."""
+    """Two links, the second one for when there is much to send, and a producer per stream."""
 
     def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._link, self._second = Link(endpoint), Link(endpoint)
+        self._link, self._second = endpoint.link(), endpoint.link()
         self._producers: dict[tuple[str, bytes], Producer] = {}
 
     def producer(self, stream: Stream[Any], field: bytes) -> Producer:
@@ -34,9 +35,9 @@ class Outbox:
             link = self._link
             producer = Producer(
                 (link, self._second),
-                stream.keys,
                 field,
                 stream.options.limits,
+                confirmation(stream.options.durability),
                 self._instruments,
                 lambda: stream.declare(link),
             )
@@ -48,15 +49,16 @@ class Outbox:
         batch = Batch(partition, origin, 1, 0, [entry])
 
         async def attempt() -> bool:
-            await stream.declare(self._link)
+            keys = await stream.declare(self._link)
             answers = await append(
                 self._link,
-                stream.keys,
-                stream.keys.slot_group(partition),
+                keys,
+                keys.slot_group(partition),
                 [batch],
                 limit=limits.partition_size,
                 trim=limits.on_full == "trim",
                 expiry=ONCE_EXPIRY,
+                confirm=confirmation(stream.options.durability),
             )
             return answers[0].status is not AppendStatus.FULL
 

@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     """Of the app; part of every key in Redis."""
 
     redis_url: str = "redis://127.0.0.1:6379"
-    """``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as redis-py takes them."""
+    """``redis://``, ``rediss://`` (TLS) or ``unix://``, with user, password and database as redis-py takes them;
+    ``redis+sentinel://host:26379,host2:26379/service/0`` for a primary that sentinels watch;
+    ``redis+cluster://host:6379,host2:6379`` for a Redis Cluster. With TLS: ``rediss+sentinel``, ``rediss+cluster``."""
 
     autodiscover: str | None = None
     """A glob pattern, relative to the working directory, of modules that a worker imports when it starts."""
@@ -76,6 +78,11 @@ class Settings(BaseSettings):
 
     on_full_timeout: float = Field(30.0, gt=0)
     """How long ``send`` waits for room before it raises :class:`runnel.errors.StreamFull`."""
+
+    durability: Literal["primary", "replica", "disk"] = "primary"
+    """Where an event, and what a processor has done, must be stored before it counts: in the memory of the primary; in
+    that of a replica as well, so that a fail-over loses nothing; or on the primary's disk (Redis 7.2 or Valkey, with an
+    append-only file), so that a crash of the machine does not."""
 
     send_timeout: float = Field(30.0, gt=0)
     """How long ``send`` keeps trying when Redis is away, before it raises

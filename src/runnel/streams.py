@@ -7,10 +7,11 @@ from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
 
 from runnel._core.routing import hasher_name, partition_of
+from runnel._core.slots import slot_groups_for
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.producer import Limits, Producer
-from runnel._redis.queries import metadata
+from runnel._redis.queries import check_durability, metadata
 from runnel._redis.scripts import declare
 from runnel._redis.sending import Sending
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
@@ -56,6 +57,7 @@ class StreamOptions:
     serializer: Serializer
     compressor: Compressor | None
     limits: Limits
+    durability: str = "primary"
 
 
 class Stream(Generic[R]):
@@ -66,6 +68,7 @@ class Stream(Generic[R]):
         record: the type of its records.
         partition_count: the number of its partitions.
         outlet: what it sends through: its app.
+        keys: its keys in Redis; on a cluster, only after :meth:`declare` or :meth:`check`.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Stream(Generic[R]):
         self.partition_count = options.partition_count
         self.options = options
         self.keys = StreamKeys(app, name)
+        self._slot_groups_known = False
         self.codec: Codec[R] = (
             PrimitiveCodec(record)
             if record.runnel_primitive
@@ -213,19 +217,28 @@ class Stream(Generic[R]):
         """What the metadata in Redis must agree with, because keys would move or entries could not be read."""
         return {
             "partition_count": str(self.partition_count),
-            "slot_groups": str(self.keys.slot_groups),
             "hasher": hasher_name(self.options.hasher),
             "format": self.codec.format,
         }
 
-    async def declare(self, link: Link) -> None:
+    async def declare(self, link: Link) -> StreamKeys:
         """Make sure that the stored properties are ours; store them if there are none.
+
+        Returns:
+            The keys of the stream: only now it is known into how many slot groups it is divided.
 
         Raises:
             MetadataMismatch: naming both values, and the way out.
+            ConfigurationError: the server cannot do what the stream's durability asks for.
             RedisUnavailable: Redis is away.
         """
-        self._compare(await declare(link, self.keys, self.properties))
+        if not self._slot_groups_known:
+            await check_durability(link, self.keys, self.options.durability)
+        groups = self.keys.slot_groups
+        if not self._slot_groups_known:
+            groups = slot_groups_for(len(await link.endpoint.primaries()), self.partition_count)
+        self._compare(await declare(link, self.keys, {**self.properties, "slot_groups": str(groups)}))
+        return self.keys
 
     async def check(self, link: Link) -> bool:
         """Whether the stream was ever used; changes nothing.
@@ -254,6 +267,17 @@ class Stream(Generic[R]):
                 f'Stream "{self.name}" is stored with {name}={theirs}, but this process says {name}={ours}. '
                 f"Declare it as it is stored, or give the stream another name."
             )
+        self._adopt(int(stored["slot_groups"]))
+
+    def _adopt(self, slot_groups: int) -> None:
+        """Divide the stream as it is stored; that never changes."""
+        if self._slot_groups_known and slot_groups != self.keys.slot_groups:
+            raise MetadataMismatch(
+                f'Stream "{self.name}" was divided into {self.keys.slot_groups} slot groups when this process began to '
+                f"use it, and is into {slot_groups} now: it was deleted and made anew. Start this process again."
+            )
+        self.keys = StreamKeys(self.app_name, self.name, slot_groups)
+        self._slot_groups_known = True
 
     def __repr__(self) -> str:
         return f"<Stream {self.name} of {self.record.__name__}, {self.partition_count} partitions>"

@@ -215,7 +215,10 @@ def _server(redis_url: str) -> Facts:
     parts = urlsplit(redis_url)
     if parts.scheme == "unix":
         return {"server.address": unquote(parts.path)}
-    return {"server.address": parts.hostname or "localhost", "server.port": parts.port or 6379}
+    # Of several servers, the one that is named first.
+    first = urlsplit("//" + parts.netloc.rpartition("@")[2].partition(",")[0])
+    usual = 26379 if parts.scheme.endswith("+sentinel") else 6379
+    return {"server.address": first.hostname or "localhost", "server.port": first.port or usual}
 
 
 def _name(error: BaseException) -> str:

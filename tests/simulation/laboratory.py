@@ -14,6 +14,7 @@ from typing import Any
 import hiredis
 
 from runnel._redis import scripts
+from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
 from runnel.errors import RedisError
 
@@ -118,7 +119,7 @@ class Laboratory(Link):
             self._settings = {}
         self._unsaid = dict(self._settings)
 
-    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
+    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         return self.ask(command[0], self._edited.get(command[1], command[1]), *command[2:])
 
     def ask(self, *command: Any) -> Any:

@@ -9,18 +9,24 @@ from collections.abc import Mapping, Sequence
 __all__ = ["assign"]
 
 
-def assign(members: Sequence[str], partition_count: int, current: Mapping[int, str]) -> dict[int, str]:
-    """A balanced assignment that moves as few partitions as possible.
+def assign(
+    members: Sequence[str], partition_count: int, current: Mapping[int, str], slot_groups: int = 1
+) -> dict[int, str]:
+    """A balanced assignment that moves as few partitions as possible, and as few parts of slot groups as that allows.
 
     1. Every member keeps what it has; what belongs to nobody is free.
     2. The members with the most partitions, and among equals those that joined first, may keep one more than
        the others where the count does not divide evenly. Whatever a member has beyond its quota becomes free.
     3. Members below their quota take from the free partitions.
 
+    Partitions are given up and taken in the order of their slot groups, so that neighbours are of one group: a member
+    reads and commits for each group by itself.
+
     Arguments:
         members: in the order in which they joined.
         partition_count: partitions are 0 to ``partition_count - 1``.
         current: the present assignment; may name members that are gone.
+        slot_groups: partition ``p`` is in the slot group ``p mod slot_groups``.
 
     Returns:
         The member of every partition; empty where there are no members.
@@ -29,7 +35,7 @@ def assign(members: Sequence[str], partition_count: int, current: Mapping[int, s
         return {}
     owned: dict[str, list[int]] = {member: [] for member in members}
     free: list[int] = []
-    for partition in range(partition_count):
+    for partition in (p for group in range(slot_groups) for p in range(group, partition_count, slot_groups)):
         owned.get(current.get(partition, ""), free).append(partition)
 
     joined = {member: order for order, member in enumerate(members)}

@@ -32,7 +32,7 @@ class Step:
 
 
 class ReadAhead:
-    """The size of the steps of one reader.
+    """The size of the steps of one reader, or of several that share a budget.
 
     XREAD limits the entries of an answer, not its bytes, so those are estimated from the answers so far. The first read
     is of one entry of one partition. Entries that are suddenly much larger can exceed the budget by one read.
@@ -56,13 +56,18 @@ class ReadAhead:
         """An answer had so many entries, and so many bytes."""
         self._size = max(size / entries + OVERHEAD, self._size / FORGET)
 
-    def step(self, partitions: int) -> Step:
-        """The next read, with so many partitions to share the budget."""
+    def step(self, partitions: int, beside: int = 0) -> Step:
+        """The next read of a reader of so many partitions.
+
+        Arguments:
+            partitions: that it reads.
+            beside: those that other readers read; all of them share the budget.
+        """
         if self._size == 0:
             return Step(1, 0, 1)
         # A buffer holds what is left when the next read is issued, and that read.
         fit = self._budget / self._size
-        share = int(fit / (2 * partitions))
+        share = int(fit / (2 * (partitions + beside)))
         count = max(1, min(self._count, share))
         room = count if share >= 1 else -1
-        return Step(count, room, max(1, int(fit / count)))
+        return Step(count, room, max(1, int(fit / count * partitions / (partitions + beside))))

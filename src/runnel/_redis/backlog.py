@@ -32,7 +32,7 @@ async def remaining(
     link: Link, keys: StreamKeys, control: ControlKeys, processor: str, partition_count: int
 ) -> Backlog:
     """The backlog of a processor in all its partitions."""
-    parked = set(await link.call("HKEYS", control.parked))
+    parked = set(await link.at(control.parked).call("HKEYS", control.parked))
     poisoned = {int(partition) for partition in parked - {ALL.encode()}}
     events = done = 0
     for partition in range(partition_count):
@@ -53,7 +53,7 @@ async def added(link: Link, keys: StreamKeys, partition: int) -> int:
 
 async def oldest_age(link: Link, keys: StreamKeys, partition: int, done: bytes, now: float) -> float:
     """Seconds since the first entry behind ``done`` was appended; 0 if there is none. ``now`` is the server's time."""
-    found = await link.call("XRANGE", keys.log(partition), b"(" + done, "+", "COUNT", 1)
+    found = await link.at(log := keys.log(partition)).call("XRANGE", log, b"(" + done, "+", "COUNT", 1)
     return max(0.0, now - parse(found[0][0])[0] / 1000) if found else 0.0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Link
+from runnel._redis.link import Line, Link
 from runnel._redis.scripts import ALL, STALLED
 
 __all__ = ["GroupState", "MemberState", "Ownership", "Parked", "Slow", "group_state", "server_time"]
@@ -71,22 +71,23 @@ class GroupState:
     stalled: Mapping[int, Slow]
 
 
-async def server_time(link: Link) -> float:
+async def server_time(line: Line) -> float:
     """Seconds since 1970, by the server's clock."""
-    seconds, microseconds = await link.call("TIME")
+    seconds, microseconds = await line.call("TIME")
     return int(seconds) + int(microseconds) / 1e6
 
 
 async def group_state(link: Link, keys: ControlKeys) -> GroupState:
     """Read the state of a group. Made of several looks, so two parts of it may be some milliseconds apart."""
-    now, clock = await link.call("HMGET", keys.group, "now", "clock")
-    members = await _hash(link, keys.members)
-    owners = await _hash(link, keys.owners)
-    parked = {field: _parked(value) for field, value in (await _hash(link, keys.parked)).items()}
-    slow = {field: _slow(value) for field, value in (await _hash(link, keys.slow)).items()}
-    connected = await link.call("PUBSUB", "SHARDNUMSUB", *(keys.wake(name) for name in members)) if members else []
+    line = link.at(keys.group)
+    now, clock = await line.call("HMGET", keys.group, "now", "clock")
+    members = await _hash(line, keys.members)
+    owners = await _hash(line, keys.owners)
+    parked = {field: _parked(value) for field, value in (await _hash(line, keys.parked)).items()}
+    slow = {field: _slow(value) for field, value in (await _hash(line, keys.slow)).items()}
+    connected = await line.call("PUBSUB", "SHARDNUMSUB", *(keys.wake(name) for name in members)) if members else []
     # The logical clock stands still between two calls, so what has passed since the last one is the server's time.
-    since_call = max(0.0, await server_time(link) * 1000 - int(now or 0))
+    since_call = max(0.0, await server_time(line) * 1000 - int(now or 0))
     found = []
     for (name, value), number in zip(members.items(), connected[1::2], strict=True):
         joined, beat, session, state, _ = value.decode().split("|")
@@ -102,8 +103,8 @@ async def group_state(link: Link, keys: ControlKeys) -> GroupState:
     )
 
 
-async def _hash(link: Link, name: str) -> dict[str, bytes]:
-    flat = await link.call("HGETALL", name)
+async def _hash(line: Line, name: str) -> dict[str, bytes]:
+    flat = await line.call("HGETALL", name)
     return {field.decode(): value for field, value in zip(flat[::2], flat[1::2], strict=True)}
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
+from runnel._core.slots import tag_numbers
+
 __all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
 
 
@@ -80,7 +82,7 @@ class ControlKeys:
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """The keys of one stream."""
+    """The keys of one stream. The partitions are divided into slot groups; the keys of each are in one slot."""
 
     app: str
     stream: str
@@ -91,7 +93,8 @@ class StreamKeys:
         return f"{_quoted(self.app)}/{_quoted(self.stream)}"
 
     def _data(self, slot_group: int) -> str:
-        return f"runnel:{{{self._name}#{slot_group}}}"
+        number = 0 if self.slot_groups == 1 else tag_numbers(self._name, self.slot_groups)[slot_group]
+        return f"runnel:{{{self._name}#{number}}}"
 
     @property
     def metadata(self) -> str:

@@ -1,23 +1,25 @@
-"""One connection, one command at a time.
+"""One connection to one server, one command at a time.
 
-Owns connecting, time-outs and the translation of errors. A command that fails or is cancelled in the middle closes its
+Owns connecting, time-outs and the translation of errors. Who serves a key is for ``sentinel.py`` and ``cluster.py`` to
+find out. A command that fails or is cancelled in the middle closes its
 connection, because what comes next on it would be the answer to something else. Nothing is retried here: who calls
 knows whether its operation may be repeated.
 """
 
 import asyncio
 import socket
-from collections.abc import Iterable
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 
-from runnel.errors import ConfigurationError, RedisError, RedisUnavailable
+from runnel._redis.durability import PRIMARY, Confirmation
+from runnel._redis.urls import masked, not_a_url
+from runnel.errors import NotDurable, RedisError, RedisUnavailable
 
-__all__ = ["REPLY_TIMEOUT", "Endpoint", "Link", "Listener"]
+__all__ = ["REPLY_TIMEOUT", "Endpoint", "Line", "Link", "Listener", "Redirected"]
 
 CONNECT_TIMEOUT = 5.0
 """Seconds. A server on a working network answers a connection in milliseconds."""
@@ -41,15 +43,56 @@ _PASSING = (
     "TRYAGAIN",
     "CLUSTERDOWN",
     "MASTERDOWN",
+    "UNBLOCKED",
     "OOM",
     "MISCONF",
     "BUSY ",
 )
 """What an error begins with that goes away by waiting: a restart, a fail-over, full memory, a full disk."""
 
+_DEMOTED = ("READONLY", "MASTERDOWN", "UNBLOCKED")
+"""What a server says that is no primary any more: whoever connects anew may find the one that is."""
+
+_DEMOTED_MEANWHILE = "cannot be used with replica instances"
+"""What WAIT and WAITAOF say where the command before them has still found a primary."""
+
+_ELSEWHERE = ("MOVED ", "ASK ")
+"""What a node of a cluster says that does not serve the slot of a key."""
+
+_HALF_MOVED = ("access a non local key", "access keys of different slots")
+"""What a script ends with that looks up a key whose slot is being moved to another node."""
+
+
+class Line(Protocol):
+    """A way to the server that has a key."""
+
+    async def call(self, *command: Any, timeout: float = ..., confirm: Confirmation = ...) -> Any:
+        """Send a command and return the server's raw answer; see :meth:`Link.call`."""
+
+
+class Redirected(RedisError):
+    """A node of a cluster says that another one has the key.
+
+    Attributes:
+        host: of that node; empty where it is the same as that of the node that was asked.
+        port: of that node.
+        asking: only for this command, because the slot is on its way there.
+    """
+
+    def __init__(self, url: str, answer: str) -> None:
+        kind, _, address = answer.split(" ")[:3]
+        host, _, port = address.rpartition(":")
+        self.host, self.port, self.asking = host, int(port), kind == "ASK"
+        super().__init__(
+            f"{url} is a node of a Redis Cluster, and another one has this key ({answer}). Say so in the URL: "
+            "redis+cluster://HOST:PORT"
+        )
+
 
 class Endpoint:
-    """Where the server is.
+    """Where the server is. There are subclasses for several servers: ``SentinelEndpoint`` and ``ClusterEndpoint``.
+
+    Used by all event loops of a process, so it keeps no connection.
 
     Raises:
         ConfigurationError: ``url`` is not a URL that redis-py understands.
@@ -63,9 +106,7 @@ class Endpoint:
         try:
             self._options: dict[str, Any] = dict(parse_url(url))
         except ValueError as error:
-            raise ConfigurationError(
-                f'"{self.safe_url}" is not a Redis URL ({error}). For example: redis://127.0.0.1:6379'
-            ) from None
+            raise not_a_url(url, error) from None
         self._connection_class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
         if issubclass(self._connection_class, Connection):
             self._options.setdefault("socket_keepalive", True)
@@ -73,9 +114,48 @@ class Endpoint:
         # Our own time-outs, one per command, see Link.call. redis-py's would start a task for every write.
         self._options.update(socket_timeout=None, socket_connect_timeout=CONNECT_TIMEOUT, protocol=2, retry=None)
 
-    def connection(self) -> AbstractConnection:
-        """A new connection, not yet connected."""
-        return self._connection_class(**self._options)
+    def toward(self, host: str, port: int) -> "Endpoint":
+        """The same, user, password and TLS included, at another address."""
+        other = object.__new__(Endpoint)
+        scheme = "rediss" if issubclass(self._connection_class, SSLConnection) else "redis"
+        other.safe_url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        other._connection_class = self._connection_class
+        other._options = {**self._options, "host": host, "port": port}
+        return other
+
+    async def connect(self) -> AbstractConnection:
+        """A new connection, logged in. The caller closes it.
+
+        Raises:
+            ConnectionError, TimeoutError, OSError, RedisUnavailable: there is none.
+        """
+        connection = self._connection_class(**self._options)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def link(self, *, identify: bool = False) -> "Link":
+        """A link, not yet connected; ``identify`` as for :class:`Link`."""
+        return Link(self, identify=identify)
+
+    async def endpoint_of(self, key: str) -> "Endpoint":
+        """The server that has a key."""
+        return self
+
+    def doubt(self) -> None:
+        """What was known of who serves what has turned out wrong: look again before it is used the next time."""
+
+    def together(self, keys: Iterable[str]) -> list[list[str]]:
+        """Keys or channels, grouped so that one server has each group for as long as it serves what it does now."""
+        every = list(keys)
+        return [every] if every else []
+
+    async def primaries(self) -> "list[Endpoint]":
+        """Every server that events are sent to."""
+        return [self]
 
     def unreachable(self, error: BaseException) -> RedisUnavailable:
         """What to raise when nothing could be sent, or no answer came."""
@@ -89,20 +169,6 @@ class Endpoint:
             "Start a server with `runnel server`, or name another one: --redis-url, redis_url in App(...), or "
             "RUNNEL_REDIS_URL where App(...) has none.",
         )
-
-
-def masked(url: str) -> str:
-    """``url`` with its password replaced, for logs and messages."""
-    try:
-        parts = urlsplit(url)
-        if parts.password is None and "password=" not in parts.query:
-            return url
-        host = parts.netloc.rpartition("@")[2]
-        user = f"{parts.username or ''}:***@" if parts.password is not None else ""
-        query = "&".join("password=***" if q.startswith("password=") else q for q in parts.query.split("&"))
-        return urlunsplit((parts.scheme, user + host, parts.path, query, ""))
-    except ValueError:
-        return "the given URL"
 
 
 _PARTIAL = object()
@@ -208,7 +274,11 @@ class _Exchange(asyncio.Protocol):
 
 
 class Link:
-    """One connection, made when it is first needed, and anew after a failure."""
+    """One connection, made when it is first needed, and anew after a failure.
+
+    A :class:`~runnel._redis.cluster.ClusterLink` is one to every node that is needed. Which of them is chosen by
+    :meth:`at`, so whoever has a key asks for its line; on a single server that is the link itself.
+    """
 
     def __init__(self, endpoint: Endpoint, *, identify: bool = False) -> None:
         """Arguments:
@@ -216,33 +286,51 @@ class Link:
         identify: ask for the connection's id when connecting, so that it can be unblocked by another.
         """
         self.endpoint = endpoint
-        self.client_id: int | None = None
+        self._client_id: int | None = None
         self._identify = identify
         self._connection: AbstractConnection | None = None
         self._exchange: _Exchange | None = None
         self._turn = asyncio.Lock()
 
-    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
+    def at(self, key: str) -> Line:
+        """The line to the server that has a key."""
+        return self
+
+    async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         """Send a command and return the server's raw answer.
 
         Arguments:
             command: name and arguments; str, bytes, int or float.
             timeout: seconds for which nothing may move, neither the command on its way nor its answer. The same for
                 connecting first.
+            confirm: where the effect of the command must be, before this returns.
 
         Raises:
             RedisUnavailable: no connection, no answer in time, or an answer such as LOADING. The command may have been
                 carried out.
+            NotDurable: it was carried out, but not confirmed in time.
             RedisError: the server refused the command.
         """
         async with self._turn:
             try:
                 exchange = self._exchange or await self._connect(timeout)
-                return await exchange.ask(hiredis.pack_command(command), timeout)
+                answer = await exchange.ask(hiredis.pack_command(command), timeout)
+                if confirm.command:
+                    # On the same connection: the server waits for what this one has written, and for what came before.
+                    confirm.check(await exchange.ask(hiredis.pack_command(confirm.command), timeout + confirm.seconds))
+                return answer
             except exceptions.ResponseError as error:
-                if str(error).startswith(_PASSING):
-                    raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {error}") from error
-                raise RedisError(str(error).removeprefix("ERR ")) from error
+                text = str(error)
+                if text.startswith(_ELSEWHERE):
+                    raise Redirected(self.endpoint.safe_url, text) from None
+                if demoted := text.startswith(_DEMOTED) or _DEMOTED_MEANWHILE in text:
+                    await self._drop()
+                    self.endpoint.doubt()
+                if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
+                    raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
+                raise RedisError(text.removeprefix("ERR ")) from error
+            except NotDurable:
+                raise  # the connection is sound
             except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
                 await self._drop()
                 raise self.endpoint.unreachable(error) from error
@@ -256,38 +344,42 @@ class Link:
         return self._exchange is not None and not self._exchange.lost and not self._turn.locked()
 
     @property
+    def client_id(self) -> int | None:
+        """The server's number of the connection, if it was asked for and there is one."""
+        return self._client_id
+
+    @property
     def reply_size(self) -> int:
         """Bytes of the last answer."""
         return 0 if self._exchange is None else self._exchange.reply_size
 
     async def _connect(self, timeout: float) -> _Exchange:
-        connection = self.endpoint.connection()
-        try:
-            async with asyncio.timeout(timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(timeout):
+            connection = await self.endpoint.connect()
+            try:
                 if self._identify:
                     await connection.send_packed_command(connection.pack_command("CLIENT", "ID"), check_health=False)
-                    self.client_id = await connection.read_response()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
+                    self._client_id = await connection.read_response()
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
         self._connection, self._exchange = connection, _Exchange(connection)
         return self._exchange
 
     async def _drop(self) -> None:
-        connection, self._connection, self._exchange, self.client_id = self._connection, None, None, None
+        connection, self._connection, self._exchange, self._client_id = self._connection, None, None, None
         if connection is not None:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """Disconnect. A later call connects again."""
-        connection, self._connection, self._exchange, self.client_id = self._connection, None, None, None
+        connection, self._connection, self._exchange, self._client_id = self._connection, None, None, None
         if connection is not None:
             await connection.disconnect()
 
 
 class Listener:
-    """A connection that is subscribed to sharded channels.
+    """A connection that is subscribed to sharded channels of one server.
 
     The server counts it as a subscriber for as long as the process lives: that is how a crash is noticed.
     """
@@ -296,24 +388,26 @@ class Listener:
         self._endpoint = endpoint
         self._connection: AbstractConnection | None = None
 
-    async def subscribe(self, channels: Iterable[str]) -> None:
+    async def subscribe(self, channels: Sequence[str]) -> None:
         """Connect, and subscribe to each channel by a command of its own (they may be in different slots).
 
         Raises:
             RedisUnavailable: no connection.
         """
-        connection = self._endpoint.connection()
-        self._connection = connection
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                endpoint = await self._endpoint.endpoint_of(channels[0])
+                connection = self._connection = await endpoint.connect()
                 for channel in channels:
                     await connection.send_packed_command(
                         connection.pack_command("SSUBSCRIBE", channel), check_health=False
                     )
                     await connection.read_response()
+        except exceptions.ResponseError as error:  # MOVED or LOADING, for instance, or not allowed to
+            await self._give_up()
+            raise RedisUnavailable(f"{self._endpoint.safe_url} refuses a channel: {error}") from error
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
-            await self.close()
+            await self._give_up()
             raise self._endpoint.unreachable(error) from error
         except BaseException:
             await self.close()
@@ -323,7 +417,7 @@ class Listener:
         """Wait for the next message, and return the channel it came on, and what it says.
 
         Raises:
-            RedisUnavailable: the connection is gone.
+            RedisUnavailable: the connection is gone, or the channel is another server's now.
         """
         assert self._connection is not None
         try:
@@ -331,9 +425,15 @@ class Listener:
                 kind, channel, payload = await self._connection.read_response()
                 if kind == b"smessage":
                     return channel.decode(), payload
+                if kind == b"sunsubscribe":
+                    raise exceptions.ConnectionError("the channel has moved to another server")
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError, ValueError, TypeError) as error:
-            await self.close()
+            await self._give_up()
             raise self._endpoint.unreachable(error) from error
+
+    async def _give_up(self) -> None:
+        self._endpoint.doubt()
+        await self.close()
 
     async def close(self) -> None:
         """Disconnect."""

@@ -1,8 +1,9 @@
 """Appending: everything one process sends to one stream.
 
 Of each partition, one append is in flight at a time; what is sent meanwhile goes together with the next one, so
-concurrent sends share round trips by themselves. Every append carries a sequence per partition, so that it can be
-repeated after a lost reply without a duplicate.
+concurrent sends share round trips by themselves. Where a stream has several slot groups, there is one in flight per
+group, so that none waits while the server of another is away. Every append carries a sequence per partition, so that it
+can be repeated after a lost reply without a duplicate.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from uuid import uuid4
 from runnel._core.backoff import delays
 from runnel._core.entry_ids import consecutive
 from runnel._redis.begun import begin
+from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.lane import Lane
 from runnel._redis.link import Link
@@ -80,34 +82,38 @@ class Producer:
     def __init__(
         self,
         links: Sequence[Link],
-        keys: StreamKeys,
         field: bytes,
         limits: Limits,
+        confirm: Confirmation,
         instruments: Instruments,
-        prepare: Callable[[], Awaitable[None]],
+        prepare: Callable[[], Awaitable[StreamKeys]],
     ) -> None:
         """Arguments:
         links: used by this producer and others of the same loop; those behind the first one when there is much to send.
-        keys: of the stream.
         field: the only one of every entry, which is then given as its value; empty where there are several.
         limits: of the stream.
+        confirm: where the entries must be stored.
         instruments: where to announce.
-        prepare: what must have been done before the first append; what it raises is what the sends raise.
+        prepare: what must have been done before the first append; what it raises is what the sends raise. Returns the
+            keys of the stream.
         """
-        self._prepare: Callable[[], Awaitable[None]] | None = prepare
+        self._prepare: Callable[[], Awaitable[StreamKeys]] | None = prepare
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._loop = self.loop
         self._lines = [_Line(link) for link in links]
-        self._keys = keys
+        self._keys: StreamKeys
         self._field = field
         self._size_of: Callable[[Any], int] = len if field else _size_of_fields
         self._limits = limits
+        self._confirm = confirm
         self._most = BATCH_ENTRIES if limits.partition_size == 0 else min(BATCH_ENTRIES, limits.partition_size)
         self._instruments = instruments
         self._name = uuid4().hex[:16]
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
         self._waiting: dict[int, Lane] = {}
         """Those with parcels. With 1,024 partitions, a look at each of them takes 0.1 ms per lone send."""
+        self._appending: set[int] = set()
+        """Slot groups with an append in flight, where there are several."""
         self._fresh = 0
         """Entries that came since the last time that an append was composed."""
         self._more = asyncio.Event()
@@ -194,6 +200,9 @@ class Producer:
     def _start(self, most: int = 1) -> None:
         """Send what waits, over so many connections; where they are not free, it goes when one of them is again."""
         self._more.set()
+        if self._prepare is None and self._keys.slot_groups > 1:
+            self._start_groups()
+            return
         waiting = sum([len(lane.entries) for lane in self._waiting.values() if not lane.under_way])
         if waiting < PLENTY or self._prepare is not None:
             most = 1
@@ -206,25 +215,37 @@ class Producer:
             else:
                 line.task = self._loop.create_task(sending, name="runnel-producer")
 
+    def _start_groups(self) -> None:
+        """Send to each slot group that waits, and has no append in flight, over a line of its own."""
+        groups = {self._keys.slot_group(partition) for partition in self._waiting} - self._appending
+        free = [line for line in self._lines if line.free]
+        for line, _ in zip(free, groups, strict=False):
+            share = BATCH_ENTRIES * len(self._waiting)
+            line.task = self._loop.create_task(self._run(line.link, share), name="runnel-producer")
+
     async def _run(self, link: Link, share: int) -> None:
         """Send until nothing waits that is not under way already; at first, only so many entries or a little more."""
         try:
             if self._prepare is not None:
                 try:
-                    await self._prepare()
+                    self._keys = await self._prepare()
                 except RunnelError as error:
                     for lane in self._waiting.values():
                         lane.fail(len(lane.entries), error)
                     self._leave_out(list(self._waiting))
                     return
                 self._prepare = None
+                links = [line.link for line in self._lines]
+                self._lines += [_Line(links[n % len(links)]) for n in range(len(links), self._keys.slot_groups)]
+                if self._keys.slot_groups > 1:
+                    self._start_groups()
             while True:
                 self._more.clear()
                 if batches := self._compose(share):
                     share = BATCH_ENTRIES * len(self._lanes)
                     await self._append(link, batches)
                     continue
-                retries = [lane.retry_at for lane in self._waiting.values() if not lane.under_way]
+                retries = [lane.retry_at for _, lane in self._idle()]
                 if not retries:
                     return
                 with suppress(TimeoutError):
@@ -241,15 +262,25 @@ class Producer:
             if not lane.parcels:
                 self._waiting.pop(partition, None)
 
+    def _idle(self) -> list[tuple[int, Lane]]:
+        """What waits, and is not under way nor behind what is."""
+        if not self._appending:
+            return [(partition, lane) for partition, lane in self._waiting.items() if not lane.under_way]
+        return [
+            (partition, lane)
+            for partition, lane in self._waiting.items()
+            if self._keys.slot_group(partition) not in self._appending
+        ]
+
     def _compose(self, share: int) -> list[Batch]:
         """The next append: of partitions that are in the same slot, until so many entries are together."""
         self._fresh = 0
         now = _monotonic()
         batches: list[Batch] = []
         taken, room, slot_group = 0, BATCH_BYTES, -1
-        self._leave_out([partition for partition, lane in self._waiting.items() if not lane.under_way])
-        for partition, lane in self._waiting.items():
-            if lane.under_way or lane.retry_at > now:
+        self._leave_out([partition for partition, _ in self._idle()])
+        for partition, lane in self._idle():
+            if lane.retry_at > now:
                 continue
             if batches and self._keys.slot_group(partition) != slot_group:
                 continue
@@ -263,6 +294,8 @@ class Producer:
             taken, room = taken + len(entries), room - size
             if taken >= share or room < 0:
                 break
+        if batches and self._keys.slot_groups > 1:
+            self._appending.add(slot_group)
         return batches
 
     async def _append(self, link: Link, batches: Sequence[Batch]) -> None:
@@ -281,6 +314,7 @@ class Producer:
                     limit=self._limits.partition_size,
                     trim=self._limits.on_full == "trim",
                     expiry=self._expiry,
+                    confirm=self._confirm,
                 ),
                 self._instruments,
                 limit=self._limits.send_timeout,
@@ -293,6 +327,7 @@ class Producer:
                 lane.fail(len(batch.entries), error)
             return
         finally:
+            self._appending.discard(self._keys.slot_group(batches[0].partition))
             for batch in batches:
                 self._lanes[batch.partition].under_way = False
         for batch, answer in zip(batches, answers, strict=True):

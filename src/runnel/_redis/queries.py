@@ -7,13 +7,14 @@ from urllib.parse import unquote
 
 from runnel._core.entry_ids import BEGINNING
 from runnel._redis.keys import ControlKeys, StreamKeys
-from runnel._redis.link import Link
-from runnel.errors import RedisError
+from runnel._redis.link import Line, Link
+from runnel.errors import ConfigurationError, RedisError
 
 __all__ = [
     "AT_ONCE",
     "MOVED",
     "LogState",
+    "check_durability",
     "command_calls",
     "connected_members",
     "delete_entries",
@@ -58,13 +59,20 @@ async def read(
         timeout: seconds to wait for the answer.
     """
     waiting = () if block is None else ("BLOCK", block)
-    answer = await link.call("XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout)
+    answer = await link.at(names[0]).call(
+        "XREAD", "COUNT", count, *waiting, "STREAMS", *names, *cursors, timeout=timeout
+    )
     return answer or []
 
 
-async def unblock(link: Link, client_id: int) -> bool:
-    """End the blocking read of another connection as if its time were over. False if it was not blocked."""
-    return bool(await link.call("CLIENT", "UNBLOCK", client_id))
+async def unblock(link: Link, log: str, client_id: int) -> bool:
+    """End the blocking read of another connection as if its time were over. False if it was not blocked.
+
+    Arguments:
+        log: one of those that are read.
+        client_id: the number of the other connection.
+    """
+    return bool(await link.at(log).call("CLIENT", "UNBLOCK", client_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class LogState:
 async def log_state(link: Link, keys: StreamKeys, partition: int) -> LogState | None:
     """The state of a partition's log; ``None`` if there is none."""
     try:
-        flat = await link.call("XINFO", "STREAM", keys.log(partition))
+        flat = await link.at(log := keys.log(partition)).call("XINFO", "STREAM", log)
     except RedisError as error:
         if "no such key" in str(error).lower():
             return None
@@ -92,7 +100,8 @@ async def log_state(link: Link, keys: StreamKeys, partition: int) -> LogState | 
 
 async def position(link: Link, keys: StreamKeys, processor: str, partition: int) -> tuple[bytes, int] | None:
     """The committed position of a partition: offset and count; ``None`` if it was never acquired."""
-    stored = await link.call("HGET", keys.positions(keys.slot_group(partition), processor), partition)
+    positions = keys.positions(keys.slot_group(partition), processor)
+    stored = await link.at(positions).call("HGET", positions, partition)
     if stored is None:
         return None
     _, offset, count = stored.split(b"|")[:3]
@@ -103,7 +112,7 @@ async def entry_before(link: Link, keys: StreamKeys, partition: int, entry_id: b
     """The id of the last entry before ``entry_id``; ``None`` if there is none."""
     if entry_id == BEGINNING:
         return None
-    found = await link.call("XREVRANGE", keys.log(partition), b"(" + entry_id, "-", "COUNT", 1)
+    found = await link.at(log := keys.log(partition)).call("XREVRANGE", log, b"(" + entry_id, "-", "COUNT", 1)
     return found[0][0] if found else None
 
 
@@ -115,7 +124,7 @@ async def entries(
     link: Link, keys: StreamKeys, partition: int, first: bytes, last: bytes = b"+", count: int = AT_ONCE
 ) -> list[RawEntry]:
     """Entries of a partition in order; ``first`` and ``last`` as in ``XRANGE``."""
-    found: list[RawEntry] = await link.call("XRANGE", keys.log(partition), first, last, "COUNT", count)
+    found: list[RawEntry] = await link.at(log := keys.log(partition)).call("XRANGE", log, first, last, "COUNT", count)
     return found
 
 
@@ -123,7 +132,7 @@ async def entries_back(
     link: Link, keys: StreamKeys, partition: int, last: bytes, count: int = AT_ONCE
 ) -> list[RawEntry]:
     """Entries of a partition from ``last`` backwards; as in ``XREVRANGE``."""
-    found: list[RawEntry] = await link.call("XREVRANGE", keys.log(partition), last, "-", "COUNT", count)
+    found: list[RawEntry] = await link.at(log := keys.log(partition)).call("XREVRANGE", log, last, "-", "COUNT", count)
     return found
 
 
@@ -152,29 +161,53 @@ async def entry_back(link: Link, keys: StreamKeys, partition: int, offset: bytes
 async def delete_entries(link: Link, log: str, ids: Sequence[str]) -> int:
     """Delete entries of a log by hand. Returns how many were there."""
     chunks = [ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE)]
-    return sum([int(await link.call("XDEL", log, *chunk)) for chunk in chunks])
+    return sum([int(await link.at(log).call("XDEL", log, *chunk)) for chunk in chunks])
 
 
 async def length(link: Link, keys: StreamKeys, partition: int) -> int:
     """How many entries a partition has."""
-    return int(await link.call("XLEN", keys.log(partition)))
+    return int(await link.at(log := keys.log(partition)).call("XLEN", log))
 
 
 async def metadata(link: Link, keys: StreamKeys) -> dict[str, str]:
     """The stored properties of a stream; empty if it was never used."""
-    flat = await link.call("HGETALL", keys.metadata)
+    flat = await link.at(keys.metadata).call("HGETALL", keys.metadata)
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def check_durability(link: Link, keys: StreamKeys, durability: str) -> None:
+    """Make sure that the server can do what the setting ``durability`` asks for.
+
+    Raises:
+        ConfigurationError: it cannot; with what it takes.
+    """
+    if durability != "disk":
+        return
+    line = link.at(keys.metadata)
+    try:
+        await line.call("WAITAOF", 1, 0, 1)
+    except RedisError as error:
+        if "unknown command" in str(error).lower():
+            raise ConfigurationError(
+                f'durability="disk" of stream "{keys.stream}" takes Redis 7.2, Valkey 7.2 or later, and this server is '
+                f'{await server_version(line)}. Upgrade it, or use durability="replica".'
+            ) from error
+        raise ConfigurationError(
+            f'durability="disk" of stream "{keys.stream}" takes a server with an append-only file, and this one says: '
+            f'{error} Set appendonly yes, or use durability="replica".'
+        ) from error
 
 
 async def registered_processors(link: Link, keys: StreamKeys) -> list[str]:
     """The processors that hold back the trimming of a stream, by name."""
-    found = {name for slot in range(keys.slot_groups) for name in await link.call("SMEMBERS", keys.registered(slot))}
+    names = [keys.registered(slot_group) for slot_group in range(keys.slot_groups)]
+    found = {processor for name in names for processor in await link.at(name).call("SMEMBERS", name)}
     return sorted(unquote(name.decode()) for name in found)
 
 
 async def connected_members(link: Link, keys: ControlKeys) -> list[str]:
     """The members of a group."""
-    return [name.decode() for name in await link.call("HKEYS", keys.members)]
+    return [name.decode() for name in await link.at(keys.members).call("HKEYS", keys.members)]
 
 
 MOVED = b"moved"
@@ -184,13 +217,14 @@ MOVED = b"moved"
 async def publish_moved(link: Link, keys: ControlKeys) -> None:
     """Tell all members of a group that positions were moved."""
     for member in await connected_members(link, keys):
-        await link.call("SPUBLISH", keys.wake(member), MOVED)
+        channel = keys.wake(member)
+        await link.at(channel).call("SPUBLISH", channel, MOVED)
 
 
-async def server_facts(link: Link, *sections: str) -> dict[str, str]:
+async def server_facts(line: Line, *sections: str) -> dict[str, str]:
     """What the server says of itself in ``INFO``; empty if we may not ask."""
     try:
-        text = (await link.call("INFO", *sections)).decode()
+        text = (await line.call("INFO", *sections)).decode()
     except RedisError:
         return {}
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
@@ -215,9 +249,9 @@ async def server_setting(link: Link, name: str) -> str | None:
     return found[1].decode() if found else None
 
 
-async def server_version(link: Link) -> str:
+async def server_version(line: Line) -> str:
     """The server's name and version, for people: ``Redis 7.0.15`` or ``Valkey 9.1.2``."""
-    facts = await server_facts(link, "server")
+    facts = await server_facts(line, "server")
     if "valkey_version" in facts:
         return f"Valkey {facts['valkey_version']}"
     return f"Redis {facts.get('redis_version', '?')}"

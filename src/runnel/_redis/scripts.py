@@ -13,6 +13,7 @@ from enum import Enum
 from importlib import resources
 from typing import Any
 
+from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.keys import ControlKeys, StreamKeys, task_ticks
 from runnel._redis.link import REPLY_TIMEOUT, Link
 from runnel.errors import RedisError
@@ -65,14 +66,22 @@ class _Script:
         self._digest = hashlib.sha1(self._source, usedforsecurity=False).hexdigest()
 
     async def __call__(
-        self, link: Link, keys: Sequence[str], arguments: Sequence[Any], timeout: float = REPLY_TIMEOUT
+        self,
+        link: Link,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        timeout: float = REPLY_TIMEOUT,
+        confirm: Confirmation = PRIMARY,
     ) -> Any:
+        line = link.at(keys[0])
         try:
-            return await link.call("EVALSHA", self._digest, len(keys), *keys, *arguments, timeout=timeout)
+            return await line.call(
+                "EVALSHA", self._digest, len(keys), *keys, *arguments, timeout=timeout, confirm=confirm
+            )
         except RedisError as error:
             if not str(error).startswith(("NOSCRIPT", "No matching script")):
                 raise
-            return await link.call("EVAL", self._source, len(keys), *keys, *arguments, timeout=timeout)
+            return await line.call("EVAL", self._source, len(keys), *keys, *arguments, timeout=timeout, confirm=confirm)
 
 
 _heartbeat = _Script("heartbeat")
@@ -106,7 +115,7 @@ class Op(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A member and its terms. Durations in milliseconds."""
+    """A member and its terms. Durations in milliseconds; ``slot_groups`` are those of the stream."""
 
     keys: ControlKeys
     member: str
@@ -115,6 +124,7 @@ class Seat:
     join_delay: int
     grace: int
     silence: int
+    slot_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,7 @@ async def heartbeat(
             int(settled),
             floor,
             int(unheard * 1000),
+            seat.slot_groups,
             *(number for release in releases for number in release),
         ),
         timeout=min(REPLY_TIMEOUT, max(1.0, seat.session / 4000)),
@@ -326,7 +337,13 @@ class Commit:
 
 
 async def commit(
-    link: Link, keys: StreamKeys, processor: str, member: str, slot_group: int, commits: Sequence[Commit]
+    link: Link,
+    keys: StreamKeys,
+    processor: str,
+    member: str,
+    slot_group: int,
+    commits: Sequence[Commit],
+    confirm: Confirmation = PRIMARY,
 ) -> list[tuple[CommitStatus, bytes]]:
     """Commit positions of partitions of one slot group. Returns status and stored offset for each."""
     arguments: list[Any] = [keys.group_name(processor)]
@@ -334,7 +351,7 @@ async def commit(
     for item in commits:
         names.append(keys.log(item.partition))
         arguments += (item.partition, f"{item.token}:{member}", item.previous, item.offset, item.count)
-    answers = await _commit(link, names, arguments)
+    answers = await _commit(link, names, arguments, confirm=confirm)
     return [(CommitStatus(status.decode()), stored) for status, stored in answers]
 
 
@@ -379,6 +396,7 @@ async def append(
     limit: int,
     trim: bool,
     expiry: int,
+    confirm: Confirmation = PRIMARY,
 ) -> list[Appended]:
     """Append batches to partitions of one slot group.
 
@@ -386,6 +404,7 @@ async def append(
         limit: entries that a partition may have; 0 for any number.
         trim: drop the oldest entries even if a registered processor has not processed them.
         expiry: milliseconds after which an unused sequence is forgotten.
+        confirm: where the entries must be stored.
     """
     names = [keys.registered(slot_group)]
     arguments: list[Any] = [limit, "trim" if trim else "guard", expiry, keys.positions_prefix(slot_group)]
@@ -398,7 +417,7 @@ async def append(
         for entry in batch.entries:
             arguments.append(len(entry))
             arguments += entry
-    answers = await _append(link, names, arguments)
+    answers = await _append(link, names, arguments, confirm=confirm)
     return [
         Appended(AppendStatus(status.decode()), detail if isinstance(detail, bytes) else str(detail).encode())
         for status, detail in answers

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Beat, claim
 from runnel._worker.heartbeats import Heartbeats, Holder
@@ -47,7 +47,7 @@ class Background:
         self._session = settings.session_timeout
         self._grace = settings.grace_period
         self._instruments = instruments
-        self._link = Link(endpoint)
+        self._link = endpoint.link()
         self._leads = asyncio.Event()
         self._token: int | None = None
         self._running: list[asyncio.Task[None]] = []

@@ -4,7 +4,6 @@ import asyncio
 
 from runnel._redis.backlog import Backlog, remaining
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Link
 from runnel._redis.patience import patiently
 from runnel._worker.worker import Worker
 
@@ -24,7 +23,7 @@ async def nothing_left(worker: Worker) -> dict[str, Backlog]:
         What each processor has not processed, by name.
     """
     app = worker.app
-    link = Link(app.endpoint)
+    link = app.endpoint.link()
 
     async def look() -> list[Backlog]:
         return [

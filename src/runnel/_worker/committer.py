@@ -3,6 +3,7 @@
 import asyncio
 from typing import Protocol
 
+from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
@@ -24,19 +25,29 @@ class Verdicts(Protocol):
 
 
 class Committer:
-    """Takes the progress of the feeds of one member to Redis.
+    """Takes the progress of the feeds of one slot group of a member to Redis.
 
     Attributes:
         commits: positions that were committed.
     """
 
     def __init__(
-        self, link: Link, keys: StreamKeys, processor: str, member: str, verdicts: Verdicts, instruments: Instruments
+        self,
+        link: Link,
+        keys: StreamKeys,
+        slot_group: int,
+        processor: str,
+        member: str,
+        confirm: Confirmation,
+        verdicts: Verdicts,
+        instruments: Instruments,
     ) -> None:
         self._link = link
         self._keys = keys
+        self._slot_group = slot_group
         self._processor = processor
         self._member = member
+        self._confirm = confirm
         self._verdicts = verdicts
         self._instruments = instruments
         self.commits = 0
@@ -72,14 +83,9 @@ class Committer:
             await self._wanted.wait()
             self._wanted.clear()
             feeds, commits = self._take()  # 1
-            for slot_group in sorted({self._keys.slot_group(feed.partition) for feed in feeds}):
-                chosen = [
-                    (feed, item)
-                    for feed, item in zip(feeds, commits, strict=True)
-                    if self._keys.slot_group(feed.partition) == slot_group
-                ]
-                answers = await self._commit(slot_group, [item for _, item in chosen])  # 2
-                for (feed, item), (status, stored) in zip(chosen, answers, strict=True):
+            if commits:
+                answers = await self._commit(commits)  # 2
+                for feed, item, (status, stored) in zip(feeds, commits, answers, strict=True):
                     self._apply(feed, item, status, stored)  # 3
             self._round.set()
             self._round = asyncio.Event()
@@ -96,9 +102,11 @@ class Committer:
                 commits.append(Commit(feed.partition, feed.token, feed.committed, feed.done, feed.count))
         return feeds, commits
 
-    async def _commit(self, slot_group: int, commits: list[Commit]) -> list[tuple[CommitStatus, bytes]]:
+    async def _commit(self, commits: list[Commit]) -> list[tuple[CommitStatus, bytes]]:
         async def attempt() -> list[tuple[CommitStatus, bytes]]:
-            return await commit(self._link, self._keys, self._processor, self._member, slot_group, commits)
+            return await commit(
+                self._link, self._keys, self._processor, self._member, self._slot_group, commits, self._confirm
+            )
 
         return await patiently("commit", attempt, self._instruments)
 
@@ -113,4 +121,6 @@ class Committer:
         if status is CommitStatus.FENCED:
             self._verdicts.fenced(feed)
         else:
-            self._verdicts.rewound(feed, status.value.lower(), item.previous, stored)
+            # Where what was committed before is still there, what was processed since then is what is lost.
+            expected = item.offset if item.previous == stored else item.previous
+            self._verdicts.rewound(feed, status.value.lower(), expected, stored)

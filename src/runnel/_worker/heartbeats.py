@@ -146,8 +146,12 @@ class Heartbeats:
         for holder in self._holders:
             holder.wake = asyncio.Event()
         self._started.set()
-        link, notes = Link(self._endpoint), Link(self._endpoint)  # no heartbeat waits for a note
-        tasks = [asyncio.create_task(self._listen())]
+        link, notes = self._endpoint.link(), self._endpoint.link()  # no heartbeat waits for a note
+        by_channel = {holder.channel: holder for holder in self._holders}
+        tasks = [
+            asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
+            for channels in self._endpoint.together(by_channel)
+        ]
         tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
         tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
         tasks += [asyncio.create_task(holder.watch(notes)) for holder in self._holders if holder.watch is not None]
@@ -240,14 +244,17 @@ class Heartbeats:
                 with suppress(RunnelError):  # who cannot tell now will not be asked
                     await note_slow(link, holder.seat.keys, changes)
 
-    async def _listen(self) -> None:
-        """Stay subscribed to our channels: it wakes us, and shows the others that we live."""
-        by_channel = {holder.channel: holder for holder in self._holders}
+    async def _listen(self, by_channel: dict[str, Holder]) -> None:
+        """Stay subscribed to channels of ours: it wakes us, and shows the others that we live.
+
+        Arguments:
+            by_channel: whose each is; one server has all of them.
+        """
         listener = Listener(self._endpoint)
         try:
             while True:
-                await patiently("wake-up channel", lambda: listener.subscribe(by_channel), self._instruments)
-                for holder in self._holders:  # what was published while nobody listened is lost
+                await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)
+                for holder in by_channel.values():  # what was published while nobody listened is lost
                     holder.wake.set()
                 with suppress(RunnelError):
                     while True:

@@ -14,13 +14,12 @@ from runnel._core.slow import InProgress
 from runnel._core.tracebacks import user_traceback
 from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Acquired, Beat, Seat, Stale
-from runnel._worker.committer import Committer
 from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
-from runnel._worker.reader import Reader
+from runnel._worker.slot_groups import SlotGroups
 from runnel._worker.watchdog import Watchdog
 from runnel.feed import Feed
 from runnel.instruments import (
@@ -107,7 +106,11 @@ class Member:
         control = ControlKeys.of(settings.name, stream.name, processor.name)
         self.holder = Holder(
             processor.name,
-            replace(seat(control, name, stream.partition_count, settings), grace=int(processor.grace_period * 1000)),
+            replace(
+                seat(control, name, stream.partition_count, settings),
+                grace=int(processor.grace_period * 1000),
+                slot_groups=stream.keys.slot_groups,
+            ),
             self._on_beat,
             self._on_moved,
         )
@@ -119,11 +122,19 @@ class Member:
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
-        self._link = Link(endpoint)
-        self._read_link = Link(endpoint, identify=True)
+        self._link = endpoint.link()
         ahead = ReadAhead(processor.prefetch_count, settings.prefetch_bytes)
-        self._reader = Reader(self._read_link, self._link, ahead, instruments)
-        self._committer = Committer(self._link, stream.keys, processor.name, name, self, instruments)
+        self._slot_groups = SlotGroups(
+            endpoint,
+            self._link,
+            stream,
+            processor.name,
+            name,
+            ahead,
+            verdicts=self,
+            instruments=instruments,
+            loop_ended=self._loop_ended,
+        )
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -144,14 +155,12 @@ class Member:
     @property
     def commits(self) -> int:
         """Positions that were committed."""
-        return self._committer.commits
+        return self._slot_groups.commits
 
     def start(self, heartbeats: Heartbeats) -> None:
-        """Read and commit for what will be granted."""
+        """Act on what will be granted."""
         self._heartbeats = heartbeats
         self._loops = [
-            asyncio.create_task(self._reader.run(), name=f"runnel-reader-{self.processor.name}"),
-            asyncio.create_task(self._committer.run(), name=f"runnel-committer-{self.processor.name}"),
             asyncio.create_task(self._look_for_losses(), name=f"runnel-losses-{self.processor.name}"),
         ]
         if self.meter is not None:
@@ -185,9 +194,8 @@ class Member:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self._reader.close()
+        await self._slot_groups.close()
         await self._link.close()
-        await self._read_link.close()
 
     # What the coordinator says
 
@@ -260,14 +268,15 @@ class Member:
 
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():
-            self._committer.probe(consumer.feed)
+            self._slot_groups.committer(consumer.feed.partition).probe(consumer.feed)
 
     def _begin(self, partition: int, token: int, *, quarantined: bool, paused: bool) -> None:
         log = self.processor.stream.keys.log(partition)
         feed = Feed(partition, token, log, self.holder.lease)
-        feed.on_done = self._committer.mark
-        feed.on_room = self._reader.look
-        feed.flush = self._committer.flush
+        committer = self._slot_groups.committer(partition)
+        feed.on_done = committer.mark
+        feed.on_room = self._slot_groups.reader(partition).look
+        feed.flush = committer.flush
         ending = self._ending.setdefault(partition, set())
         if partition in self._consumers:
             ending.add(self._consumers[partition].task)
@@ -306,11 +315,11 @@ class Member:
         keys = self.processor.stream.keys
         while True:
             await asyncio.sleep(LOSSES_INTERVAL)
-            by_slot: dict[int, list[Feed]] = {}
+            by_group: dict[int, list[Feed]] = {}
             for consumer in self._consumers.values():
                 if not consumer.feed.ended:
-                    by_slot.setdefault(keys.slot_group(consumer.feed.partition), []).append(consumer.feed)
-            for feeds in by_slot.values():
+                    by_group.setdefault(keys.slot_group(consumer.feed.partition), []).append(consumer.feed)
+            for feeds in by_group.values():
                 cursors = [(feed.cursor, feed.read) for feed in feeds]
                 logs = [feed.log for feed in feeds]
 
@@ -325,7 +334,7 @@ class Member:
                         self.rewound(feed, "replaced", feed.committed, b"")
                     elif entries:
                         feed.skip(entries)
-                        self._committer.probe(feed)  # the count is part of the position
+                        self._slot_groups.committer(feed.partition).probe(feed)  # the count is part of the position
                         if await self._count_loss(feed, entries, feed.read):
                             self.announce(LossDetected(self.processor.name, feed.partition, entries))
 
@@ -359,7 +368,7 @@ class Member:
 
     async def flush(self, feed: Feed) -> None:
         """Wait until the progress is committed."""
-        await self._committer.flush(feed)
+        await feed.flush(feed)
 
     async def quarantine(self, feed: Feed, event_ids: tuple[str, ...], error: BaseException) -> None:
         """Mark the partition as poisoned, for all to see."""
@@ -377,10 +386,11 @@ class Member:
 
     def reading(self, feed: Feed, wanted: bool) -> None:
         """Read for this feed, or do not any more."""
+        reader = self._slot_groups.reader(feed.partition)
         if wanted:
-            self._reader.add(feed)
+            reader.add(feed)
         else:
-            self._reader.remove(feed)
+            reader.remove(feed)
 
     def release(self, feed: Feed, floor: int = 0) -> None:
         """Hand the partition back."""

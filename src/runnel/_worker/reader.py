@@ -1,6 +1,7 @@
-"""Reads ahead for all partitions of a member: one blocking read for all that have room in their buffer."""
+"""Reads ahead for the partitions of a slot group: one blocking read for all that have room in their buffer."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from runnel._core.read_ahead import ReadAhead, Step
@@ -24,14 +25,24 @@ within that, and ending a blocking read costs a command."""
 
 
 class Reader:
-    """Fills the feeds of one member. A read has no effect on the server, so failures are repeated without thought."""
+    """Fills the feeds of one slot group of a member. A read has no effect on the server, so it is just repeated."""
 
-    def __init__(self, link: Link, control: Link, ahead: ReadAhead, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        link: Link,
+        control: Link,
+        ahead: ReadAhead,
+        instruments: Instruments,
+        all_feeds: Callable[[], int],
+        lost_sight: Callable[[list[Feed]], None],
+    ) -> None:
         """Arguments:
         link: for reading; identified, so that it can be unblocked.
         control: for unblocking it.
         ahead: decides how much to read at a time.
         instruments: where to announce outages.
+        all_feeds: how many feeds share ``ahead``, those of this reader included.
+        lost_sight: called when the server answers again after an outage, with the feeds that were read.
         """
         self._link = link
         self._control = control
@@ -40,7 +51,14 @@ class Reader:
         self._feeds: dict[bytes, Feed] = {}
         self._changed = asyncio.Event()
         self._blocked = False
+        self._all_feeds = all_feeds
+        self._lost_sight = lost_sight
         self._unblocking: asyncio.Task[None] | None = None
+
+    @property
+    def feeds(self) -> int:
+        """How many feeds there are."""
+        return len(self._feeds)
 
     def add(self, feed: Feed) -> None:
         """Read for this feed from now on."""
@@ -70,6 +88,8 @@ class Reader:
             step = self._next_step()
             hungry = [feed for feed in self._feeds.values() if feed.hungry()]
             if not hungry:
+                if not self._feeds:
+                    await self._link.close()  # they have moved to other members, perhaps for good
                 await self._changed.wait()  # 1
             elif len(hungry) > step.partitions:
                 if not await self._read_in_parts(hungry, step):  # 2
@@ -85,7 +105,7 @@ class Reader:
         feeds = self._feeds.values()
         if any(feed.starved for feed in feeds):
             self._ahead.starved()
-        step = self._ahead.step(max(1, len(feeds)))
+        step = self._ahead.step(max(1, len(feeds)), self._all_feeds() - len(feeds))
         for feed in feeds:
             feed.starved, feed.room = False, step.room
         return step
@@ -119,21 +139,30 @@ class Reader:
         names = [feed.log for feed in feeds]
         cursors = [feed.cursor for feed in feeds]
 
-        async def attempt() -> list[tuple[bytes, list[Any]]]:
-            return await read(
-                self._link,
-                names,
-                cursors,
-                count=count,
-                block=None if block is None else int(block * 1000),
-                timeout=REPLY_TIMEOUT + (block or 0),
-            )
+        away = False
 
-        self._blocked = block is not None
-        try:
-            found = await patiently("read", attempt, self._instruments)
-        finally:
-            self._blocked = False
+        async def attempt() -> list[tuple[bytes, list[Any]]]:
+            nonlocal away
+            wait = None if away else block  # after an outage, we want to know when it is over
+            self._blocked = wait is not None
+            try:
+                return await read(
+                    self._link,
+                    names,
+                    cursors,
+                    count=count,
+                    block=None if wait is None else int(wait * 1000),
+                    timeout=REPLY_TIMEOUT + (wait or 0),
+                )
+            except RunnelError:
+                away = True
+                raise
+            finally:
+                self._blocked = False
+
+        found = await patiently("read", attempt, self._instruments)
+        if away:
+            self._lost_sight(feeds)
         if not found:
             return False
         self._ahead.took(sum([len(entries) for _, entries in found]), self._link.reply_size)
@@ -160,8 +189,8 @@ class Reader:
         while self._blocked and self._changed.is_set():
             client_id, pause = self._link.client_id, 0.001
             try:
-                if client_id is not None:
-                    await unblock(self._control, client_id)
+                if client_id is not None and (log := next(iter(self._feeds), None)) is not None:
+                    await unblock(self._control, log.decode(), client_id)
             except RunnelError:  # Redis is away, so the read fails as well
                 pause = 0.1
             await asyncio.sleep(pause)

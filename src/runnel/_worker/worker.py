@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from runnel._redis.link import Link
 from runnel._redis.queries import server_version
 from runnel._worker.background import Background
 from runnel._worker.heartbeats import Heartbeats
@@ -114,7 +113,7 @@ class Worker:
             RedisUnavailable: Redis cannot be reached.
             MetadataMismatch: a stream is stored with other properties.
         """
-        link = Link(self.app.endpoint)
+        link = self.app.endpoint.link()
         try:
             self.server = await server_version(link)
             for stream in {processor.stream.name: processor.stream for processor in self.processors}.values():

@@ -15,8 +15,8 @@ __all__ = ["chosen_partitions", "connected", "processor_of"]
 
 @asynccontextmanager
 async def connected(app: App) -> AsyncIterator[Link]:
-    """A connection to the server of an app, for a block."""
-    link = Link(app.endpoint)
+    """Connections to the servers of an app, for a block."""
+    link = app.endpoint.link()
     try:
         yield link
     finally:

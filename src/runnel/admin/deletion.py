@@ -71,6 +71,7 @@ async def delete_processor(app: App, deletion: Deletion) -> None:
     """
     stream = app.streams[deletion.stream]
     async with connected(app) as link:
+        await stream.check(link)
         # The group first: while it has members, nothing is forgotten.
         alive = await scripts.forget_group(link, ControlKeys.of(app.name, stream.name, deletion.processor))
         if alive:

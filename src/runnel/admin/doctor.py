@@ -9,7 +9,7 @@ from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel.admin.access import connected
 from runnel.admin.findings import Finding, number, ranges, where
-from runnel.admin.server_check import check_clock, check_server
+from runnel.admin.server_check import check_clock, check_server, on_each_primary
 from runnel.admin.status import PartitionStatus, ProcessorStatus, look_at
 from runnel.app import App
 from runnel.errors import MetadataMismatch
@@ -40,7 +40,7 @@ async def examine(app: App, names: Mapping[str, str] | None = None) -> list[Find
     """
     called = dict(names or {})
     async with connected(app) as link:
-        found = [*await check_server(link), *await check_clock(link), *_settings(app), *_variables()]
+        found = [*await on_each_primary(link, check_server, check_clock), *_settings(app), *_variables()]
         for stream in app.streams.values():
             found += await _stream(link, app, stream, called)
     return sorted(found, key=lambda finding: not finding.urgent)

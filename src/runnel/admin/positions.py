@@ -106,6 +106,7 @@ async def apply_reset(app: App, processor: str, resets: Sequence[Reset]) -> None
     """
     stream = processor_of(app, processor).stream
     async with connected(app) as link:
+        await stream.check(link)
         for reset in resets:
             await scripts.reset(link, stream.keys, processor, reset.partition, reset.offset.encode(), reset.count)
         await queries.publish_moved(link, ControlKeys.of(app.name, stream.name, processor))

@@ -160,6 +160,7 @@ async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -
 async def _quarantines(link: Link, processor: Processor[Any], partitions: Sequence[int] | None) -> list[Quarantine]:
     stream = processor.stream
     chosen = chosen_partitions(stream, partitions)
+    await stream.check(link)
     group = await group_state(link, _control(processor))
     marked = [partition for partition in chosen if partition in group.quarantined]
     looks = await scripts.look(link, stream.keys, processor.name, marked)
@@ -197,6 +198,7 @@ async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine)
     stream, wanted = processor.stream, {event.encode() for event in quarantine.events}
     if not wanted:
         return []
+    await stream.check(link)
     first, last = quarantine.events[0].encode(), quarantine.events[-1].encode()
     found: list[Event[Any]] = []
     while part := await queries.entries(link, stream.keys, quarantine.partition, first, last):

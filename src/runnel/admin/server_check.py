@@ -1,6 +1,8 @@
 """Whether a server is one to keep events in."""
 
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from runnel._redis.groups import server_time
 from runnel._redis.link import Link
@@ -9,7 +11,7 @@ from runnel.admin.access import connected
 from runnel.admin.findings import Finding
 from runnel.app import App
 
-__all__ = ["check_clock", "check_server", "server_warnings"]
+__all__ = ["check_clock", "check_server", "on_each_primary", "server_warnings"]
 
 OLDEST = {"Redis": (7, 0), "Valkey": (7, 2)}
 """The versions from which sharded channels are seen by scripts, and logs count what was ever added."""
@@ -28,7 +30,22 @@ async def server_warnings(app: App) -> list[Finding]:
         RedisUnavailable: Redis cannot be reached.
     """
     async with connected(app) as link:
-        return [*await _eviction(link), *await _persistence(link)]
+        return await on_each_primary(link, _eviction, _persistence)
+
+
+async def on_each_primary(link: Link, *checks: Callable[[Link], Awaitable[list[Finding]]]) -> list[Finding]:
+    """What the checks find on each primary; where there are several, a finding says which one it is about."""
+    link.endpoint.doubt()
+    primaries = await link.endpoint.primaries()
+    found = []
+    for primary in primaries:
+        one = primary.link()
+        where = f"{primary.safe_url}: " if len(primaries) > 1 else ""
+        try:
+            found += [replace(item, what=where + item.what) for check in checks for item in await check(one)]
+        finally:
+            await one.close()
+    return found
 
 
 async def check_server(link: Link) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Looking at the events of a stream, decoded, in the order of their ids."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -8,13 +9,17 @@ from runnel._core.points import point
 from runnel._core.routing import canonical_bytes
 from runnel._redis import queries
 from runnel._redis.groups import server_time
-from runnel._redis.link import REPLY_TIMEOUT, Link
+from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
 from runnel.admin.access import chosen_partitions, connected
 from runnel.app import App
+from runnel.errors import RunnelError
 from runnel.events import Event
 from runnel.streams import Stream
 
 __all__ = ["key_of", "tail_of"]
+
+FIRST_USE = 0.5
+"""Seconds between two looks at whether a stream is used yet."""
 
 BLOCK = 5.0
 """Seconds for which the server waits for something new."""
@@ -49,7 +54,11 @@ async def tail_of(
     chosen = chosen_partitions(stream, partitions)
     async with connected(app) as link:
         begin = b"-" if start is None else point(start, await server_time(link))
-        await stream.check(link)
+        if not await stream.check(link) and len(await link.endpoint.primaries()) > 1:
+            # Where its entries will be is not decided before it is used.
+            while follow and not await stream.check(link):  # noqa: ASYNC110  whoever uses it first cannot tell us
+                await asyncio.sleep(FIRST_USE)
+            begin, number = b"-", None if start is None else number  # all of it is new
         cursors = {}
         for partition in chosen:
             state = await queries.log_state(link, stream.keys, partition)
@@ -123,21 +132,53 @@ async def _last(
 async def _arriving(
     link: Link, stream: Stream[Any], cursors: dict[int, bytes], key: str | None
 ) -> AsyncIterator[Event[Any]]:
+    """What comes, as it comes: one blocking read per slot group, each on a link of its own."""
+    arrived: asyncio.Queue[list[Event[Any]] | RunnelError] = asyncio.Queue(maxsize=1)
+    by_group: dict[int, dict[int, bytes]] = {}
+    for partition, cursor in cursors.items():
+        by_group.setdefault(stream.keys.slot_group(partition), {})[partition] = cursor
+    readers = [asyncio.create_task(_read_on(link.endpoint, stream, group, arrived)) for group in by_group.values()]
+    try:
+        while True:
+            events = await arrived.get()
+            if isinstance(events, RunnelError):
+                raise events
+            for event in events:
+                if key is None or key_of(stream, event) == key:
+                    yield event
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _read_on(
+    endpoint: Endpoint,
+    stream: Stream[Any],
+    cursors: dict[int, bytes],
+    arrived: asyncio.Queue[list[Event[Any]] | RunnelError],
+) -> None:
+    """Read what comes behind the cursors, which are in one slot group, until that fails."""
     partitions = {stream.keys.log(partition).encode(): partition for partition in cursors}
-    while True:
-        found = await queries.read(
-            link,
-            [stream.keys.log(partition) for partition in cursors],
-            list(cursors.values()),
-            count=queries.AT_ONCE,
-            block=int(BLOCK * 1000),
-            timeout=REPLY_TIMEOUT + BLOCK,
-        )
-        events = []
-        for log, entries in found:
-            partition = partitions[log]
-            cursors[partition] = entries[-1][0]
-            events += [Event(stream.name, partition, entry, stream.codec) for entry in entries]
-        for event in sorted(events, key=lambda event: parse(event.id)):
-            if key is None or key_of(stream, event) == key:
-                yield event
+    link = endpoint.link()
+    try:
+        while True:
+            found = await queries.read(
+                link,
+                [stream.keys.log(partition) for partition in cursors],
+                list(cursors.values()),
+                count=queries.AT_ONCE,
+                block=int(BLOCK * 1000),
+                timeout=REPLY_TIMEOUT + BLOCK,
+            )
+            events = []
+            for log, entries in found:
+                partition = partitions[log]
+                cursors[partition] = entries[-1][0]
+                events += [Event(stream.name, partition, entry, stream.codec) for entry in entries]
+            if events:
+                await arrived.put(sorted(events, key=lambda event: parse(event.id)))
+    except RunnelError as error:
+        await arrived.put(error)
+    finally:
+        await link.close()

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from runnel import App
-from runnel._redis.link import Link
 from runnel._redis.queries import command_calls, position
 from runnel._worker import Worker
 from runnel.bench.bare import burn
@@ -198,7 +197,7 @@ async def idle(place: Place, shape: dict[str, Any], seconds: float) -> dict[str,
     worker = Worker(app)
     running = asyncio.create_task(worker.run())
     await _owning(app, orders, place.name)
-    link = Link(app.endpoint)
+    link = app.endpoint.link()
     calls, cpu, started = await command_calls(link), time.process_time(), time.monotonic()
     await asyncio.sleep(seconds)
     cpu, elapsed = time.process_time() - cpu, time.monotonic() - started
@@ -264,9 +263,9 @@ async def _owning(app: App, stream: Stream[Order], processor: str, workers: int 
     from runnel._redis.keys import ControlKeys
 
     owners = ControlKeys.of(app.name, stream.name, processor).owners
-    link = Link(app.endpoint)
+    link = app.endpoint.link()
     while True:
-        found = {owner.split(b"|")[0] for owner in await link.call("HVALS", owners)}
+        found = {owner.split(b"|")[0] for owner in await link.at(owners).call("HVALS", owners)}
         held = [await position(link, stream.keys, processor, p) for p in range(stream.partition_count)]
         if len(found) == workers and None not in held:
             break
@@ -275,7 +274,7 @@ async def _owning(app: App, stream: Stream[Order], processor: str, workers: int 
 
 
 async def _committed(app: App, stream: Stream[Order], processor: str) -> int:
-    link = Link(app.endpoint)
+    link = app.endpoint.link()
     held = [await position(link, stream.keys, processor, p) for p in range(stream.partition_count)]
     await link.close()
     return sum(item[1] for item in held if item is not None)

@@ -65,7 +65,7 @@ def _server_if_needed(app: App) -> EmbeddedServer | None:
             await Worker(app, []).prepare()
         except RedisUnavailable as error:
             nobody_there = "refused" in str(error) or "No such file" in str(error)
-            if nobody_there and parts.scheme != "rediss":  # ours speaks no TLS
+            if nobody_there and parts.scheme in ("redis", "unix"):  # ours speaks no TLS, and is one alone
                 return False
             raise
         return True

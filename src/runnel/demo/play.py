@@ -13,7 +13,6 @@ from types import FrameType
 
 from rich.console import Console
 
-from runnel._redis.link import Link
 from runnel._redis.queries import position
 from runnel.demo import app as demo
 from runnel.demo.flights import Flight, load
@@ -209,7 +208,7 @@ class _Play:
 async def _committed() -> dict[int, str]:
     """By partition, the id of the last event that is committed."""
     stream, processor = demo.flights, demo.carryover.name
-    link = Link(demo.app.endpoint)
+    link = demo.app.endpoint.link()
     try:
         found = [await position(link, stream.keys, processor, n) for n in range(stream.partition_count)]
     finally:

@@ -41,7 +41,7 @@ class Lags:
 
     async def run(self) -> None:
         """Look for ever. While Redis is away, what was found last stays."""
-        link = Link(self._worker.app.endpoint)
+        link = self._worker.app.endpoint.link()
         try:
             while True:
                 with suppress(RedisUnavailable, RedisError):  # the worker's own operations tell about it

@@ -9,7 +9,9 @@
 --   FENCED     a newer owner exists; nothing was changed
 --   RESET      somebody has moved the position; nothing was changed; acquire again
 --   REPLACED   the log is gone, or is another one than the position was taken from; nothing was changed; acquire again
---   ROLLBACK   Redis has lost our last commit, or all of the positions; nothing was changed; acquire again
+--   ROLLBACK   Redis has lost our last commit, or all of the positions, or the very entries that were processed: they
+--              were read from a primary that had lost a fail-over and did not know it yet, and ids behind them are
+--              given out anew, perhaps below theirs; nothing was changed; acquire again
 --              (it is counted beside the position, for operators: rollbacks:<partition>)
 -- Includes log.lua
 local answers = {}
@@ -31,6 +33,8 @@ for i = 2, #KEYS do
     elseif its_offset == offset and its_count == count then
       status = 'DUP'
     elseif its_offset ~= previous then
+      status = 'ROLLBACK'
+    elseif never_had(KEYS[i], offset) then
       status = 'ROLLBACK'
     else
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)

@@ -24,7 +24,8 @@
 --   9 settled     0 if it waits for grants or has revocations open: it wants a full answer
 --  10 floor       tokens must be above it (found in a data slot after a lossy fail-over)
 --  11 unheard     ms since the member has first asked what it is still waiting to be told; 0: every answer has arrived
---  12.. releases  partition, token of what the member has handed back
+--  12 groups      slot groups of the stream: partition p is in the group p mod groups
+--  13.. releases  partition, token of what the member has handed back
 -- Answer
 --   {status, epoch, full, waiting, again, grants, revocations}
 --   status        OK, or UNKNOWN: not a member; nothing is owned; join again
@@ -44,7 +45,7 @@ local GROUP, MEMBERS, TARGETS, OWNERS, PARKED = KEYS[1], KEYS[2], KEYS[3], KEYS[
 local op, me = ARGV[1], ARGV[2]
 local session, join_delay, grace, silence = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local partitions, known_epoch, settled = tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1'
-local floor, unheard = tonumber(ARGV[10]), tonumber(ARGV[11])
+local floor, unheard, slot_groups = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local SECOND_LOOK = 100     -- ms between the two looks at a missing connection
 local text = function(number) return string.format('%.0f', number) end
 
@@ -163,7 +164,7 @@ local targets, owners
 local function load()
   if not targets then targets, owners = pairs_of(TARGETS), pairs_of(OWNERS) end
 end
-for i = 12, #ARGV, 2 do
+for i = 13, #ARGV, 2 do
   load()
   local partition = ARGV[i]
   if owners[partition] and owners[partition]:match('^(.-|%d+)|') == me .. '|' .. ARGV[i + 1] then
@@ -197,10 +198,12 @@ if due >= 0 and clock >= due then
     load()
     local free = {}
     for rank, member in ipairs(active) do member.has, member.rank = {}, rank end
-    for partition = 0, partitions - 1 do
-      local member = members[targets[tostring(partition)] or '']
-      local into = member and member.has or free
-      into[#into + 1] = partition
+    for group = 0, slot_groups - 1 do      -- in their order, so that neighbours are of one group
+      for partition = group, partitions - 1, slot_groups do
+        local member = members[targets[tostring(partition)] or '']
+        local into = member and member.has or free
+        into[#into + 1] = partition
+      end
     end
     table.sort(active, function(a, b)
       if #a.has ~= #b.has then return #a.has > #b.has end

@@ -39,3 +39,11 @@ local function removed(log, offset, count)
   return added - log['length'] - count
 end
 
+local function never_had(name, offset)
+  -- Whether no entry of that id was ever in a log, as far as that can be seen.
+  if #redis.call('XRANGE', name, offset, offset) == 1 then return false end
+  local log = describe(name)
+  if not log then return false end
+  if before(log['last-generated-id'], offset) then return true end
+  return log.first and before(log.first, offset) and before(log['max-deleted-entry-id'], offset)
+end

@@ -129,6 +129,11 @@ class SentinelLink(Link):
     command, we look now and then who the primary is.
     """
 
+    @property
+    def ready(self) -> bool:
+        """It may wait for a sentinel first."""
+        return False
+
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         """As :meth:`Link.call`."""
         endpoint, connection = self.endpoint, self._connection

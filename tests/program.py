@@ -37,21 +37,25 @@ class Order(Record):
 orders = app.stream("orders", record=Order, partition_by="order_id", partition_count=4)
 
 
+def say(word, number):
+    print(f"{word} {number}\\n", end="")  # in one piece, whoever else prints
+
+
 @app.processor(orders)
 async def printer(events):
     async for order in events.records():
-        print("begin", order.order_id)
+        say("begin", order.order_id)
         while order.note == "slow" and not Path("gate").exists():
             await asyncio.sleep(0.01)
         if order.note == "bad":
             raise ValueError("a bad order")
-        print("end", order.order_id)
+        say("end", order.order_id)
 
 
 @app.processor(orders)
 async def counter(events):
     async for order in events.records():
-        print("count", order.order_id)
+        say("count", order.order_id)
 """
 
 

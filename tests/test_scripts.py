@@ -407,20 +407,25 @@ async def test_lost_positions_are_taken_from_their_mirror(link: Link, keys: Stre
 
 async def test_a_position_behind_the_end_is_a_rollback(link: Link, keys: StreamKeys) -> None:
     await acquire(link, keys, 1)
-    sent = await fill(link, keys, 3)
+    before = await fill(link, keys, 1)
+    snapshot = await link.call("DUMP", keys.log(0))
+    sent = await fill(link, keys, 2)
     await commit(link, keys, Commit(0, 1, b"0-0", sent[-1], 3))
-    await link.call("DEL", keys.log(0))
-    await link.call("XADD", keys.log(0), "5-5", "data", "old")
-    assert await acquire(link, keys, 2) == Acquired(b"5-5", 1, 0, sent[-1])
-    assert await acquire(link, keys, 2) == Acquired(b"5-5", 1, 0, b"")
+    await link.call("RESTORE", keys.log(0), 0, snapshot, "REPLACE")
+    assert await acquire(link, keys, 2) == Acquired(before[0], 1, 0, sent[-1])
+    assert await acquire(link, keys, 2) == Acquired(before[0], 1, 0, b"")
 
 
-async def test_a_lost_log_is_a_rollback_to_the_beginning(link: Link, keys: StreamKeys) -> None:
+@pytest.mark.parametrize("new", [0, 2])
+async def test_a_new_log_with_lower_ids_is_processed_from_its_beginning(link: Link, keys: StreamKeys, new: int) -> None:
     await acquire(link, keys, 1)
     sent = await fill(link, keys, 3)
     await commit(link, keys, Commit(0, 1, b"0-0", sent[-1], 3))
     await link.call("DEL", keys.log(0))
-    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, sent[-1])
+    for n in range(new):  # the server's clock was set back
+        await link.call("XADD", keys.log(0), f"5-{n}", "data", "new")
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"", replaced=True)
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"")
 
 
 async def test_a_group_destroyed_by_hand_comes_back_with_the_next_acquire(link: Link, keys: StreamKeys) -> None:

@@ -40,7 +40,7 @@ class Judge:
         done: values whose handler has finished.
         trail: (partition, token, member) -> id of the last event that was handed out.
         sent: partition -> values that were confirmed to their producer.
-        excused: values that somebody skipped by hand.
+        excused: values that somebody skipped by hand, or that were gone when somebody moved the position.
         reports: partition -> what a worker or a producer was told about losses.
         hurt_data, hurt_control: whether the schedule has destroyed something in the slot.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
@@ -250,7 +250,12 @@ class Judge:
             self.jumps.append(self.world.time)
 
     def reset(self, partition: int, offset: bytes) -> None:
-        """Somebody has moved the position by hand."""
+        """Somebody has moved the position by hand, and was shown how many events are processed then.
+
+        What is skipped so, and what had been removed from the log before, is not owed to anybody any more.
+        """
+        there = set(self.logs[partition].values())
+        self.excused |= self.sent[partition] - self.done - there
         before, after = parse(self.positions.get(partition, BEGINNING)), parse(offset)
         self.excused |= {value for i, value in self.logs[partition].items() if before < parse(i) <= after}
         self.positions[partition] = offset

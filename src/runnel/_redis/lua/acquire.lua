@@ -45,8 +45,10 @@ end
 local lost, rolled_back = 0, ''
 if not offset then                        -- new here: from the first entry there is
   offset, count = '0-0', added - length
-elseif before(last, offset) then          -- a read from behind the end would wait for ever
+elseif before(last, offset) and mirror then   -- a read from behind the end would wait for ever
   rolled_back, offset, count = offset, last, added
+elseif before(last, offset) then          -- no group: not an earlier state of the log, but another one, with lower ids
+  offset, count, lost = '0-0', added - length, nil
 else
   lost = removed(log, offset, count)
   -- Nothing was processed yet, so the count tells nothing; but the group would be there if the log were the old one.

@@ -32,6 +32,7 @@ from faults.journal import Journal
 from faults.records import PARTITIONS, POISON, Step
 from runnel import App, Event, ExceptionPolicy
 from runnel._redis import scripts
+from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._worker import committer
@@ -169,11 +170,17 @@ async def acquire(
 
 
 async def commit(
-    link: Link, keys: StreamKeys, processor: str, member: str, slot_group: int, commits: Sequence[scripts.Commit]
+    link: Link,
+    keys: StreamKeys,
+    processor: str,
+    member: str,
+    slot_group: int,
+    commits: Sequence[scripts.Commit],
+    confirm: Confirmation,
 ) -> list[tuple[scripts.CommitStatus, bytes]]:
     """The product's own, with a line for each part of each answer."""
     sent = time.monotonic()
-    answers = await _commit(link, keys, processor, member, slot_group, commits)
+    answers = await _commit(link, keys, processor, member, slot_group, commits, confirm)
     times = (f"{sent:.4f}", f"{time.monotonic():.4f}")
     for item, (status, _) in zip(commits, answers, strict=True):
         positions = (item.previous.decode(), item.offset.decode())

@@ -1,5 +1,6 @@
 """What cannot be processed, or is not there any more, under each exception policy."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -108,6 +109,7 @@ async def quarantine(scene: Scene) -> None:
                 await scene.start_worker()
                 await carried_out(scene, number)
             case 0:  # it fails again when it is not healed
+                await asyncio.sleep(1.0)  # the mark says since when it is there, to the second: so it will be another
                 await retry_quarantine(app, "record", [found.partition])
                 await stage.until(
                     lambda mark=found.mark: _again(app, mark), "what was retried in vain is not quarantined again"

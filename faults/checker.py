@@ -150,8 +150,11 @@ def positions_only_grow(known: Known) -> Iterator[Violation]:
 
 
 def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
-    """Whether data was destroyed between two looks."""
-    return any(d.started <= until.answered and d.ended >= since.sent for d in known.destroyed(partition))
+    """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced."""
+    return any(
+        d.started <= until.answered and (d.ended >= since.sent or known.replaced(partition, since.sent, until.answered))
+        for d in known.destroyed(partition)
+    )
 
 
 def order_is_kept(known: Known) -> Iterator[Violation]:

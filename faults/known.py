@@ -91,6 +91,13 @@ class Known:
             None,
         )
 
+    def replaced(self, partition: int, since: float, until: float) -> bool:
+        """Whether an owner has announced about then that a log was deleted and another has begun."""
+        return any(
+            note.name == "LogReplaced" and note.fields["partition"] == partition and since - 0.1 <= note.at <= until + 1
+            for note in self.history.notes
+        )
+
     def destroyed(self, partition: int) -> Iterator[Disturbance]:
         """When entries or positions of a partition were destroyed, or the server has crashed."""
         for d in self.history.disturbances:

@@ -292,7 +292,7 @@ def test_dev_restarts_the_worker_when_a_file_changes(project: Project) -> None:
     dev.says("partitions assigned")
     project.send(1)
     dev.says("end 1")
-    project.write(shop=source.replace('print("end"', 'print("finished"'))
+    project.write(shop=source.replace('say("end"', 'say("finished"'))
     dev.says("A file has changed: restarting the worker.")
     dev.says("partitions assigned", 2)
     project.send(2)

@@ -71,7 +71,8 @@ def secured_url(
     port = free_port(HOST)
     extra = [("tls-port", str(port)), *options(certificates)]
     if request.param == "cluster":
-        extra += [("cluster-enabled", "yes"), ("tls-cluster", "yes")]
+        bus = ("cluster-port", str(free_port(HOST)))  # by default 10,000 above the port, which may be taken
+        extra += [("cluster-enabled", "yes"), ("tls-cluster", "yes"), bus]
     flat = [word for name, value in extra for word in (f"--{name}", value)]
     with EmbeddedServer(binary=tls_binary, extra=flat) as server:
         if request.param == "one":

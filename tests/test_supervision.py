@@ -254,7 +254,7 @@ def test_a_worker_is_restarted_when_a_file_changes(project: Project) -> None:
     settled(worker, 1)
     project.send(1)
     worker.says("end 1")
-    project.write(shop=source.replace('print("end"', 'print("finished"'))
+    project.write(shop=source.replace('say("end"', 'say("finished"'))
     worker.says("A file has changed: restarting the worker.")
     settled(worker, 2)
     project.send(2)

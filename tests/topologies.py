@@ -81,7 +81,9 @@ class Cluster:
             *("--cluster-node-timeout", str(NODE_TIMEOUT), "--cluster-replica-validity-factor", "0"),
             *("--repl-diskless-sync-delay", "0"),
         )
-        self.nodes = [EmbeddedServer(binary=binary, extra=extra) for _ in range(2 * primaries)]
+        # By default 10,000 above the port, among those that clients are given: on a busy machine one of them is taken.
+        self._buses = [str(free_port(HOST)) for _ in range(2 * primaries)]
+        self.nodes = [EmbeddedServer(binary=binary, extra=(*extra, "--cluster-port", bus)) for bus in self._buses]
         self._primaries = primaries
 
     @property
@@ -105,8 +107,8 @@ class Cluster:
             ask(node.url, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             low, high = (SLOTS * n // self._primaries for n in (number, number + 1))
             ask(node.url, "CLUSTER", "ADDSLOTSRANGE", low, high - 1)
-        for url in others:
-            ask(first, "CLUSTER", "MEET", HOST, url.rpartition(":")[2])
+        for url, bus in zip(others, self._buses[1:], strict=True):
+            ask(first, "CLUSTER", "MEET", HOST, url.rpartition(":")[2], bus)
         for node in self.nodes:
             until(
                 lambda node=node: facts_of_cluster(node.url)["cluster_known_nodes"] == str(len(self.nodes)), "they meet"

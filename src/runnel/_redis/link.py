@@ -316,7 +316,7 @@ class Link:
                 exchange = self._exchange or await self._connect(timeout)
                 answer = await exchange.ask(hiredis.pack_command(command), timeout)
                 if confirm.command:
-                    # On the same connection: the server waits for what this one has written, and for what came before.
+                    # On the same connection: the server waits for what this one has written.
                     confirm.check(await exchange.ask(hiredis.pack_command(confirm.command), timeout + confirm.seconds))
                 return answer
             except exceptions.ResponseError as error:

@@ -17,17 +17,18 @@ from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.slots import slot_of
 from runnel._redis import scripts
+from runnel._redis.cluster import ClusterEndpoint, Node
 from runnel._redis.durability import REPLICA
 from runnel._redis.keys import ControlKeys, StreamKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Acquired, Batch, Commit
 from runnel._redis.sentinel import SentinelEndpoint
 from runnel.admin import tail_of
 from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
-from runnel.instruments import PartitionRewound
+from runnel.instruments import Instruments, PartitionRewound
 from runnel.server import EmbeddedServer
-from topologies import Cluster, Watched, ask, facts
+from topologies import HOST, Cluster, Watched, ask, facts, port_of
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +122,22 @@ async def test_a_fail_over_of_a_cluster_that_was_asked_for_loses_nothing_and_rep
         await _seen_connected(cluster, control.wake(worker.name))
     traffic.nothing_is_lost()
     traffic.nothing_is_repeated()
+
+
+async def test_a_channel_is_not_left_with_a_replica_to_which_an_old_table_has_led(
+    app_name: str, cluster: Cluster
+) -> None:
+    channel = ControlKeys.of(app_name, "steps", "proc").wake("m")
+    endpoint = ClusterEndpoint(cluster.url)
+    await endpoint.primaries()
+    replica = cluster.replica_of(cluster.primary_of(slot_of(channel)))
+    endpoint.moved(slot_of(channel), Node(HOST, port_of(replica)))
+    listener = Listener(endpoint)
+    try:
+        await patiently("channel", lambda: listener.subscribe([channel]), Instruments())
+        await _seen_connected(cluster, channel)
+    finally:
+        await listener.close()
 
 
 async def _seen_connected(cluster: Cluster, channel: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ import pytest
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.slots import slot_of
-from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis import scripts
+from runnel._redis.cluster import ClusterEndpoint, Node
+from runnel._redis.durability import REPLICA
+from runnel._redis.keys import ControlKeys, StreamKeys
+from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
+from runnel._redis.scripts import Acquired, Batch, Commit
 from runnel._redis.sentinel import SentinelEndpoint
 from runnel.admin import tail_of
 from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
-from runnel.instruments import PartitionRewound
+from runnel.instruments import Instruments, PartitionRewound
 from runnel.server import EmbeddedServer
-from topologies import Cluster, Watched, ask, facts
+from topologies import HOST, Cluster, Watched, ask, facts, port_of
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +122,22 @@ async def test_a_fail_over_of_a_cluster_that_was_asked_for_loses_nothing_and_rep
         await _seen_connected(cluster, control.wake(worker.name))
     traffic.nothing_is_lost()
     traffic.nothing_is_repeated()
+
+
+async def test_a_channel_is_not_left_with_a_replica_to_which_an_old_table_has_led(
+    app_name: str, cluster: Cluster
+) -> None:
+    channel = ControlKeys.of(app_name, "steps", "proc").wake("m")
+    endpoint = ClusterEndpoint(cluster.url)
+    await endpoint.primaries()
+    replica = cluster.replica_of(cluster.primary_of(slot_of(channel)))
+    endpoint.moved(slot_of(channel), Node(HOST, port_of(replica)))
+    listener = Listener(endpoint)
+    try:
+        await patiently("channel", lambda: listener.subscribe([channel]), Instruments())
+        await _seen_connected(cluster, channel)
+    finally:
+        await listener.close()
 
 
 async def _seen_connected(cluster: Cluster, channel: str) -> None:
@@ -362,21 +383,32 @@ async def test_without_a_replica_that_confirms_sending_fails_and_says_where_the_
         assert len(await redis.entries(stream, 0)) == 1, "once, however often it was repeated"
 
 
-async def test_a_repeated_append_waits_for_the_replica_as_well(watched: Watched, app_name: str) -> None:
-    """Its reply was lost: on another connection it is a duplicate, and writes nothing; still it must be replicated."""
-    link = Link(Endpoint(watched.primary.url))
+async def test_what_is_repeated_on_another_connection_is_not_taken_for_confirmed(
+    watched: Watched, app_name: str
+) -> None:
+    """It changes nothing more, and WAIT only waits for what its own connection has written (Valkey 9)."""
+    keys, quickly = StreamKeys(app_name, "steps"), replace(REPLICA, command=("WAIT", 1, 50))
+    links = [Link(Endpoint(watched.primary.url)) for _ in range(3)]
+    acquired = await scripts.acquire(links[2], keys, "proc", 0, 1, "m")
+    assert isinstance(acquired, Acquired)
+    await links[2].call("WAIT", 2, 5000)
+    pids = [node.pid for node in watched.nodes if node is not watched.primary]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
-        for replica in watched.nodes:
-            if replica is not watched.primary:
-                ask(replica.url, "REPLICAOF", "NO", "ONE")
-        await link.call("SET", app_name, "x")
-        await link.call("GET", app_name)
-        assert await link.call("WAIT", 1, 50) == 0
+        batch = Batch(0, "producer", 1, 0, [(b"data", b"x")])
+        for link in links[:2]:
+            with pytest.raises(NotDurable):
+                await scripts.append(link, keys, 0, [batch], limit=0, trim=False, expiry=60_000, confirm=quickly)
+        [[entry, _]] = await links[2].call("XRANGE", keys.log(0), "-", "+")
+        for link in links[:2]:
+            with pytest.raises(NotDurable):
+                await scripts.commit(link, keys, "proc", "m", 0, [Commit(0, 1, b"0-0", entry, 1)], quickly)
     finally:
-        await link.close()
-        for replica in watched.nodes:
-            if replica is not watched.primary:
-                ask(replica.url, "REPLICAOF", "127.0.0.1", watched.primary.url.rpartition(":")[2])
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for link in links:
+            await link.close()
         await asyncio.to_thread(watched.settle)
 
 

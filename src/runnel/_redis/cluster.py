@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio.connection import AbstractConnection
+
 from runnel._core.slots import slot_of
 from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Line, Link, Redirected
@@ -79,13 +81,26 @@ class ClusterEndpoint(Endpoint):
             by_slot.setdefault(slot_of(key), []).append(key)
         return list(by_slot.values())
 
-    async def endpoint_of(self, key: str) -> Endpoint:
-        """The primary that serves a key.
+    async def connect_to(self, key: str) -> AbstractConnection:
+        """A connection to the primary that serves a key or a channel.
+
+        The node is asked for its role: a replica takes subscriptions without a word, and nobody counts them there.
+        After a fail-over, nodes that have not heard of it yet lead to the old primary.
 
         Raises:
-            RedisUnavailable: nobody does now.
+            RedisUnavailable: nobody serves it now.
         """
-        return self.at_node(await self.node_of(slot_of(key)))
+        connection = await self.at_node(await self.node_of(slot_of(key))).connect()
+        try:
+            await connection.send_packed_command(connection.pack_command("ROLE"), check_health=False)
+            role = (await connection.read_response())[0].decode()
+            if role != "master":
+                self.doubt()
+                raise RedisUnavailable(f"A node of {self.safe_url} is to be a primary and says that it is a {role}.")
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     async def primaries(self) -> list[Endpoint]:
         """All nodes that serve slots.

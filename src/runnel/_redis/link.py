@@ -141,9 +141,9 @@ class Endpoint:
         """A link, not yet connected; ``identify`` as for :class:`Link`."""
         return Link(self, identify=identify)
 
-    async def endpoint_of(self, key: str) -> "Endpoint":
-        """The server that has a key."""
-        return self
+    async def connect_to(self, key: str) -> AbstractConnection:
+        """As :meth:`connect`, to the primary that has a key or a channel."""
+        return await self.connect()
 
     def doubt(self) -> None:
         """What was known of who serves what has turned out wrong: look again before it is used the next time."""
@@ -316,7 +316,7 @@ class Link:
                 exchange = self._exchange or await self._connect(timeout)
                 answer = await exchange.ask(hiredis.pack_command(command), timeout)
                 if confirm.command:
-                    # On the same connection: the server waits for what this one has written, and for what came before.
+                    # On the same connection: the server waits for what this one has written.
                     confirm.check(await exchange.ask(hiredis.pack_command(confirm.command), timeout + confirm.seconds))
                 return answer
             except exceptions.ResponseError as error:
@@ -396,8 +396,7 @@ class Listener:
         """
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
-                endpoint = await self._endpoint.endpoint_of(channels[0])
-                connection = self._connection = await endpoint.connect()
+                connection = self._connection = await self._endpoint.connect_to(channels[0])
                 for channel in channels:
                     await connection.send_packed_command(
                         connection.pack_command("SSUBSCRIBE", channel), check_health=False

@@ -77,6 +77,8 @@ for i = 2, #KEYS, 2 do
   elseif tonumber(last_sequence) < confirmed then
     answer = {'GAP', last_sequence}
   end
+  -- A write that changes nothing: a WAIT behind this call waits for what its connection has written (Valkey 9).
+  if answer and answer[1] == 'DUP' then redis.call('PEXPIRE', sequence_key, expiry) end
   local full = not answer and room(partition, log, entries)
   if type(full) == 'string' then answer = {'FULL', full} end
   local id, next_id = nil, '*'

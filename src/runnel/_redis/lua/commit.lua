@@ -32,6 +32,7 @@ for i = 2, #KEYS do
       status = 'RESET'
     elseif its_offset == offset and its_count == count then
       status = 'DUP'
+      redis.call('HSET', KEYS[1], partition, stored)  -- so that a WAIT behind this call has something to wait for
     elseif its_offset ~= previous then
       status = 'ROLLBACK'
     elseif never_had(KEYS[i], offset) then

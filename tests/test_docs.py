@@ -49,7 +49,11 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance", "tracing")),
 ]
-PAGES = [*DOCUMENTS, ROOT / "docs" / "operations.md", ROOT / "docs" / "metrics.md", ROOT / "deploy" / "README.md"]
+PAGES = [
+    *DOCUMENTS,
+    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "metrics", "faults", "reliability")),
+    ROOT / "deploy" / "README.md",
+]
 """With those that other tests play."""
 
 DIRECTIVE = re.compile(

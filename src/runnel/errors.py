@@ -12,6 +12,9 @@
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
+    ├─ StreamSealed                a stream takes nothing any more, and it is not known where to go
+    ├─ UnusedStream                nothing is stored of a stream
+    ├─ MigrationConflict           somebody else has divided a stream anew
     ├─ NoSuchLetter                there is no dead letter of that name
     ├─ NotQuarantined              there is no quarantine to end
     ├─ ProcessorInUse              a processor has workers, so that it cannot be deleted
@@ -33,6 +36,7 @@ __all__ = [
     "ConfigurationError",
     "DecodeError",
     "MetadataMismatch",
+    "MigrationConflict",
     "NoSuchLetter",
     "NotQuarantined",
     "PartitionKeyError",
@@ -44,9 +48,11 @@ __all__ = [
     "RunnelError",
     "ServerError",
     "StreamFull",
+    "StreamSealed",
     "TargetError",
     "UnknownProcessor",
     "UnknownSetting",
+    "UnusedStream",
     "did_you_mean",
 ]
 
@@ -97,6 +103,18 @@ class DecodeError(RecordError):
 
 class StreamFull(RunnelError):
     """A partition is full of entries that a registered processor has not processed yet."""
+
+
+class StreamSealed(RunnelError):
+    """A stream takes nothing any more, and Redis does not say what has taken its place."""
+
+
+class UnusedStream(RunnelError):
+    """Nothing was ever sent to a stream, and no worker has run, so that nothing is stored of it."""
+
+
+class MigrationConflict(RunnelError):
+    """Somebody else has divided a stream anew, in another way."""
 
 
 class NoSuchLetter(RunnelError):

@@ -2,13 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
+from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Endpoint, Link
 from runnel._redis.patience import patiently
 from runnel._redis.producer import Producer
+from runnel._redis.rerouting import Destination
 from runnel._redis.scripts import AppendStatus, Batch, append
 from runnel.instruments import Instruments
 from runnel.streams import Stream
@@ -28,31 +30,47 @@ class Outbox:
         self._producers: dict[str, Producer] = {}
 
     def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
+        return self._producer(stream).send(items)
+
+    def partition_count(self, stream: Stream[Any]) -> int:
+        """How many partitions there are where :meth:`send` sends to."""
+        return self._producer(stream).partition_count
+
+    def _producer(self, stream: Stream[Any]) -> Producer:
         producer = self._producers.get(stream.name)
         if producer is None:
             link = self._link
-            producer = Producer(
-                link, stream.keys, stream.options.limits, self._instruments, lambda: stream.declare(link)
-            )
-            self._producers[stream.name] = producer
-        return producer.send(items)
 
-    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
+            async def prepare() -> Destination:
+                await stream.declare(link)
+                return stream.destination
+
+            producer = Producer(link, stream.destination, stream.options.limits, self._instruments, prepare)
+            self._producers[stream.name] = producer
+        return producer
+
+    async def send_once(
+        self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], origin: str
+    ) -> None:
         limits = stream.options.limits
-        batch = Batch(partition, origin, 1, 0, [entry])
 
         async def attempt() -> bool:
-            await stream.declare(self._link)
-            answers = await append(
-                self._link,
-                stream.keys,
-                stream.keys.slot_group(partition),
-                [batch],
-                limit=limits.partition_size,
-                trim=limits.on_full == "trim",
-                expiry=ONCE_EXPIRY,
-            )
-            return answers[0].status is not AppendStatus.FULL
+            """Append it to the generation in use, unless it is in an earlier one already."""
+            for generation in (await stream.declare(self._link)).existing:
+                keys = StreamKeys.of(stream.app_name, stream.name, generation)
+                partition = route(generation.partition_count)
+                answers = await append(
+                    self._link,
+                    keys,
+                    keys.slot_group(partition),
+                    [Batch(partition, origin, 1, 0, [entry])],
+                    limit=limits.partition_size,
+                    trim=limits.on_full == "trim",
+                    expiry=ONCE_EXPIRY,
+                )
+                if answers[0].status is not AppendStatus.SEALED:
+                    return answers[0].status is not AppendStatus.FULL
+            return False  # the stream has another generation by now
 
         for delay in delays(0.02, 1.0, random.random):
             if await patiently(f"send to {stream.name}", attempt, self._instruments):

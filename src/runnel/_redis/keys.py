@@ -7,12 +7,19 @@ one slot of a Redis Cluster, so that one script may touch all of them.
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from runnel._core.generations import Generation
+
 __all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
 
 
 def _quoted(name: str) -> str:
     """``name`` without any character that has a meaning in our keys."""
     return quote(name, safe="")
+
+
+def _of_generation(name: str, generation: int) -> str:
+    """``name`` in a generation of its stream. The first one has no number; ``@`` is in no name that is quoted."""
+    return name if generation == 0 else f"{name}@{generation}"
 
 
 def all_of_app(app: str) -> str:
@@ -32,9 +39,10 @@ class ControlKeys:
     prefix: str
 
     @classmethod
-    def of(cls, app: str, stream: str, processor: str) -> "ControlKeys":
-        """The group of ``processor`` on ``stream``."""
-        return cls(f"runnel:{{{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}}}")
+    def of(cls, app: str, stream: str, processor: str, generation: int = 0) -> "ControlKeys":
+        """The group of ``processor`` on a generation of ``stream``."""
+        name = f"{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}"
+        return cls(f"runnel:{{{_of_generation(name, generation)}}}")
 
     @classmethod
     def of_leader(cls, app: str) -> "ControlKeys":
@@ -78,27 +86,41 @@ class ControlKeys:
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """The keys of one stream."""
+    """The keys of one generation of a stream; the metadata are those of all."""
 
     app: str
     stream: str
     slot_groups: int = 1
+    generation: int = 0
+
+    @classmethod
+    def of(cls, app: str, stream: str, generation: Generation) -> "StreamKeys":
+        """The keys of a generation."""
+        return cls(app, stream, generation.slot_groups, generation.number)
+
+    def control(self, processor: str) -> ControlKeys:
+        """The keys of the group that shares the partitions of this generation for a processor."""
+        return ControlKeys.of(self.app, self.stream, processor, self.generation)
 
     @property
     def _name(self) -> str:
         return f"{_quoted(self.app)}/{_quoted(self.stream)}"
 
     def _data(self, slot_group: int) -> str:
-        return f"runnel:{{{self._name}#{slot_group}}}"
+        return f"runnel:{{{_of_generation(self._name, self.generation)}#{slot_group}}}"
 
     @property
     def metadata(self) -> str:
-        """Hash: partition_count, slot_groups, hasher, format."""
+        """Hash: partition_count, slot_groups, hasher, format; generations, see ``_core/generations.py``."""
         return f"runnel:{{{self._name}}}:meta"
 
     def slot_group(self, partition: int) -> int:
         """The slot group of a partition."""
         return partition % self.slot_groups
+
+    def sealed(self, slot_group: int) -> str:
+        """String: there, if nothing can be appended any more, because there is another generation."""
+        return f"{self._data(slot_group)}:sealed"
 
     def registered(self, slot_group: int) -> str:
         """Set: the processors whose unprocessed entries must not be trimmed."""

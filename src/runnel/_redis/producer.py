@@ -15,11 +15,11 @@ from uuid import uuid4
 
 from runnel._core.backoff import delays
 from runnel._core.entry_ids import consecutive
-from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
+from runnel._redis.rerouting import Destination, divided
 from runnel._redis.scripts import Appended, AppendStatus, Batch, Entry, append
-from runnel.errors import RunnelError, StreamFull
+from runnel.errors import RunnelError, StreamFull, StreamSealed
 from runnel.instruments import Instruments, SequenceGap
 
 __all__ = ["Limits", "Producer"]
@@ -78,26 +78,33 @@ def _size(entry: Entry) -> int:
 
 
 class Producer:
-    """Sends to one stream, from one event loop."""
+    """Sends to one stream, from one event loop.
+
+    Attributes:
+        partition_count: of the generation that it sends to.
+    """
 
     def __init__(
         self,
         link: Link,
-        keys: StreamKeys,
+        destination: Destination,
         limits: Limits,
         instruments: Instruments,
-        prepare: Callable[[], Awaitable[None]],
+        prepare: Callable[[], Awaitable[Destination]],
     ) -> None:
         """Arguments:
         link: used by this producer and others of the same loop.
-        keys: of the stream.
+        destination: what is known of it so far.
         limits: of the stream.
         instruments: where to announce.
-        prepare: what must have been done before the first append; what it raises is what the sends raise.
+        prepare: what must have been done before the first append, and when there is another generation of the stream;
+            what it raises is what the sends raise. Returns where they go.
         """
-        self._prepare: Callable[[], Awaitable[None]] | None = prepare
+        self._prepare = prepare
+        self._prepared = self._refused = False
         self._link = link
-        self._keys = keys
+        self._keys = destination.keys
+        self.partition_count = destination.partition_count
         self._limits = limits
         self._instruments = instruments
         self._name = uuid4().hex[:16]
@@ -167,16 +174,9 @@ class Producer:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        if self._prepare is not None:
-            try:
-                await self._prepare()
-            except RunnelError as error:
-                for lane in self._lanes.values():
-                    self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)
-                    lane.parcels.clear()
-                return
-            self._prepare = None
         while True:
+            if not self._prepared and not await self._find_out():
+                return
             self._more.clear()
             ready = self._ready_lanes()
             if ready is None:
@@ -192,7 +192,50 @@ class Producer:
             for partition in ready:
                 by_slot.setdefault(self._keys.slot_group(partition), []).append(partition)
             for slot_group, partitions in by_slot.items():
-                await self._append(slot_group, partitions)
+                if self._prepared:
+                    await self._append(slot_group, partitions)
+
+    async def _find_out(self) -> bool:
+        """Learn where the events go. False if that cannot be learnt: all that waits has failed."""
+        try:
+            if self._refused:
+                destination = await patiently("send", self._prepare, self._instruments, limit=self._limits.send_timeout)
+                if destination.keys == self._keys:
+                    raise StreamSealed(
+                        f'Stream "{self._keys.stream}" takes nothing any more, but Redis knows of no other generation '
+                        "of it: it has lost that. Do the last `runnel stream migrate` again."
+                    )
+            else:
+                destination = await self._prepare()
+        except RunnelError as error:
+            for lane in self._lanes.values():
+                self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)
+                lane.parcels.clear()
+            return False
+        self._go_over(destination)
+        self._prepared, self._refused = True, False
+        return True
+
+    def _go_over(self, destination: Destination) -> None:
+        """Send what waits to another generation: all of it, so that equal keys keep their order."""
+        same = destination.keys.generation == self._keys.generation
+        self._keys = destination.keys
+        if same and destination.partition_count == self.partition_count:
+            return
+        self.partition_count = destination.partition_count
+        before, self._lanes = self._lanes, {}
+        for lane in before.values():
+            for parcel in lane.parcels:
+                if parcel.sent.done():
+                    continue
+                rest = parcel.entries[len(parcel.ids) :]
+                try:
+                    parts = divided(rest, parcel.ids, parcel.sent, destination.partition_of)
+                except RunnelError as error:
+                    parcel.sent.set_exception(error)
+                    continue
+                for partition, entries, sent in parts:
+                    self._lanes.setdefault(partition, _Lane()).parcels.append(_Parcel(entries, sent, parcel.full_until))
 
     def _ready_lanes(self) -> list[int] | float | None:
         """The partitions to append to now; or the seconds until there are any; or ``None`` if all is sent."""
@@ -283,6 +326,8 @@ class Producer:
                 stored = int(answer.detail)
                 self._instruments.announce(SequenceGap(self._keys.stream, batch.partition, stored, batch.sequence))
                 lane.confirmed = stored  # that is what there is; the batch is sent again
+            case AppendStatus.SEALED:
+                self._prepared, self._refused = False, True
             case AppendStatus.FULL:
                 self._wait_for_room(lane, batch, answer.detail.decode())
 

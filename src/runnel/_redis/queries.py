@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from redis.crc import key_slot
+
 from runnel._core.entry_ids import BEGINNING
 from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Link
@@ -13,6 +15,7 @@ from runnel.errors import RedisError
 __all__ = [
     "AT_ONCE",
     "MOVED",
+    "SEALED",
     "LogState",
     "command_calls",
     "connected_members",
@@ -26,12 +29,13 @@ __all__ = [
     "log_state",
     "metadata",
     "position",
-    "publish_moved",
+    "publish",
     "read",
     "registered_processors",
     "server_facts",
     "server_setting",
     "server_version",
+    "slot_of",
     "unblock",
 ]
 
@@ -155,6 +159,11 @@ async def delete_entries(link: Link, log: str, ids: Sequence[str]) -> int:
     return sum([int(await link.call("XDEL", log, *chunk)) for chunk in chunks])
 
 
+def slot_of(key: str) -> int:
+    """The hash slot of a key on a Redis Cluster."""
+    return int(key_slot(key.encode()))
+
+
 async def length(link: Link, keys: StreamKeys, partition: int) -> int:
     """How many entries a partition has."""
     return int(await link.call("XLEN", keys.log(partition)))
@@ -181,10 +190,14 @@ MOVED = b"moved"
 """What a member is told on its channel when somebody has moved positions by hand."""
 
 
-async def publish_moved(link: Link, keys: ControlKeys) -> None:
-    """Tell all members of a group that positions were moved."""
+SEALED = b"sealed"
+"""What a member is told on its channel when the stream has another generation."""
+
+
+async def publish(link: Link, keys: ControlKeys, message: bytes) -> None:
+    """Tell all members of a group something: :data:`MOVED` or :data:`SEALED`."""
     for member in await connected_members(link, keys):
-        await link.call("SPUBLISH", keys.wake(member), MOVED)
+        await link.call("SPUBLISH", keys.wake(member), message)
 
 
 async def server_facts(link: Link, *sections: str) -> dict[str, str]:

@@ -46,10 +46,10 @@ async def tail_of(
         MetadataMismatch: the stream is stored with other properties.
         RedisUnavailable: Redis cannot be reached.
     """
-    chosen = chosen_partitions(stream, partitions)
     async with connected(app) as link:
         begin = b"-" if start is None else point(start, await server_time(link))
         await stream.check(link)
+        chosen = chosen_partitions(stream, partitions)
         cursors = {}
         for partition in chosen:
             state = await queries.log_state(link, stream.keys, partition)

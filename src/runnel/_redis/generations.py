@@ -1,0 +1,115 @@
+"""Going over from one generation of a stream to the next.
+
+Every step may be repeated, by anybody, at any time: the metadata say how far it is, and nothing there goes back.
+"""
+
+from collections.abc import Sequence
+
+from runnel._core.generations import BEGUN, Generation, Generations
+from runnel._redis.keys import StreamKeys
+from runnel._redis.link import Link
+from runnel._redis.queries import metadata
+from runnel._redis.scripts import ALL, _Script, look
+
+__all__ = [
+    "begin",
+    "forget",
+    "forget_processor",
+    "generations_of",
+    "is_paused",
+    "propose",
+    "register",
+    "see_through",
+    "unprocessed",
+]
+
+_propose = _Script("propose")
+_succeed = _Script("succeed")
+_at_least = _Script("at_least")
+
+
+async def generations_of(link: Link, keys: StreamKeys) -> Generations | None:
+    """The generations of a stream; ``None`` if it was never used."""
+    stored = await metadata(link, keys)
+    return Generations.of(stored) if stored else None
+
+
+async def propose(link: Link, keys: StreamKeys, following: Generation) -> bool:
+    """Declare the generation that comes after the one in use. False if something else was declared before."""
+    return bool(await _propose(link, (keys.metadata,), (following.number - 1, following.division)))
+
+
+async def see_through(link: Link, keys: StreamKeys) -> Generations:
+    """Let producers go over to the generation that was proposed, if one was.
+
+    1. Seal every slot group of the old one. Of each, this is one instant for all producers: what is behind it in
+       time is refused, so it cannot come in front of what is sent to the new generation.
+    2. Let nothing be trimmed in the new one that a processor of the old one has not processed.
+    3. Name the new one. Until then producers that were refused wait, or do this themselves: whoever proposed it may
+       have been killed.
+
+    Returns:
+        The generations after that.
+    """
+    while True:
+        generations = await generations_of(link, keys)
+        assert generations is not None, "whoever asks has found the stream"
+        if generations.following is None:
+            return generations
+        old = StreamKeys.of(keys.app, keys.stream, generations.current)
+        new = StreamKeys.of(keys.app, keys.stream, generations.following)
+        registered: set[bytes] = set()
+        for slot_group in range(old.slot_groups):
+            await link.call("SET", old.sealed(slot_group), generations.following.number)  # 1
+            registered.update(await link.call("SMEMBERS", old.registered(slot_group)))
+        await _register(link, new, sorted(registered))  # 2
+        await _succeed(link, (keys.metadata,), (generations.current.number,))  # 3
+
+
+async def register(link: Link, keys: StreamKeys, processor: str) -> None:
+    """Let nothing be trimmed in a generation that this processor has not processed."""
+    await _register(link, keys, [keys.group_name(processor).encode()])
+
+
+async def _register(link: Link, keys: StreamKeys, names: Sequence[bytes]) -> None:
+    for slot_group in range(keys.slot_groups) if names else ():
+        await link.call("SADD", keys.registered(slot_group), *names)
+
+
+async def unprocessed(link: Link, keys: StreamKeys, processor: str, partitions: Sequence[int]) -> list[int]:
+    """The partitions with entries that a processor has not processed.
+
+    Of a generation that is sealed, one that was found to be processed stays so.
+    """
+    looks = await look(link, keys, processor, partitions)
+    return [partition for partition, found in looks.items() if found.following]
+
+
+async def is_paused(link: Link, keys: StreamKeys, processor: str) -> bool:
+    """Whether a person has paused a processor, in this generation."""
+    return bool(await link.call("HEXISTS", keys.control(processor).parked, ALL))
+
+
+async def begin(link: Link, keys: StreamKeys, processor: str, generation: Generation) -> None:
+    """Note that a processor has processed everything before ``generation``."""
+    await _at_least(link, (keys.metadata,), (BEGUN + keys.group_name(processor), generation.number))
+
+
+async def forget_processor(link: Link, keys: StreamKeys, processor: str) -> None:
+    """Forget where a processor is; if it is run again, it begins with the oldest generation there is."""
+    await link.call("HDEL", keys.metadata, BEGUN + keys.group_name(processor))
+
+
+async def forget(link: Link, keys: StreamKeys, generation: Generation) -> None:
+    """Remove the logs of an earlier generation, and the positions there. The seals stay, for producers of that time.
+
+    The generations begin with the one behind it from then on, also if this is interrupted: then repeat it.
+    """
+    await _at_least(link, (keys.metadata,), ("oldest", generation.number + 1))
+    old = StreamKeys.of(keys.app, keys.stream, generation)
+    for slot_group in range(old.slot_groups):
+        registered = await link.call("SMEMBERS", old.registered(slot_group))
+        positions = [old.positions_prefix(slot_group) + name.decode() for name in registered]
+        logs = [old.log(p) for p in range(generation.partition_count) if old.slot_group(p) == slot_group]
+        for name in (*logs, *positions, old.registered(slot_group)):
+            await link.call("UNLINK", name)

@@ -6,20 +6,13 @@ from typing import Any
 
 import pytest
 
-from harness import Recorder, eventually, inspecting, running
+from harness import Recorder, eventually, running
 from runnel import App, Record
 from runnel.admin import (
     begin_migration,
-    describe_stream,
-    pause_processor,
     plan_migration,
-    purge_generations,
-    resume_processor,
-    status_of,
-    watch_migration,
 )
-from runnel.errors import MetadataMismatch, MigrationConflict, UnusedStream
-from runnel.instruments import GenerationBegun, StreamDividedAnew
+from runnel.instruments import GenerationBegun
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio

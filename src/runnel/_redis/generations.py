@@ -3,8 +3,9 @@
 Every step may be repeated, by anybody, at any time: the metadata say how far it is, and nothing there goes back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from runnel._core.entry_ids import BEGINNING, parse
 from runnel._core.generations import BEGUN, Generation, Generations
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 _propose = _Script("propose")
+_seal = _Script("seal", includes=("log",))
+_lay_out = _Script("lay_out", includes=("log",))
 _succeed = _Script("succeed")
 _at_least = _Script("at_least")
 
@@ -44,7 +47,8 @@ async def see_through(link: Link, keys: StreamKeys) -> Generations:
 
     1. Seal every slot group of the old one. Of each, this is one instant for all producers: what is behind it in
        time is refused, so it cannot come in front of what is sent to the new generation.
-    2. Let nothing be trimmed in the new one that a processor of the old one has not processed.
+    2. Lay out the new one. Nothing is trimmed there that a processor of the old one has not processed. Its ids are
+       above all of the old one: they grow for every key, and partition and id name one event of the stream.
     3. Name the new one. Until then producers that were refused wait, or do this themselves: whoever proposed it may
        have been killed.
 
@@ -58,22 +62,21 @@ async def see_through(link: Link, keys: StreamKeys) -> Generations:
             return generations
         old = StreamKeys.of(keys.app, keys.stream, generations.current)
         new = StreamKeys.of(keys.app, keys.stream, generations.following)
-        registered: set[bytes] = set()
-        for slot_group in range(old.slot_groups):
-            await link.call("SET", old.sealed(slot_group), generations.following.number)  # 1
-            registered.update(await link.call("SMEMBERS", old.registered(slot_group)))
-        await _register(link, new, sorted(registered))  # 2
+        registered, highest = set[bytes](), BEGINNING
+        for slot_group, logs in _logs(old, generations.current):
+            names = (old.sealed(slot_group), old.registered(slot_group), *logs)
+            there, last = await _seal(link, names, (generations.following.number,))  # 1
+            registered.update(there)
+            highest = max(highest, last, key=parse)
+        for slot_group, logs in _logs(new, generations.following):
+            await _lay_out(link, (new.registered(slot_group), *logs), (highest, *sorted(registered)))  # 2
         await _succeed(link, (keys.metadata,), (generations.current.number,))  # 3
 
 
 async def register(link: Link, keys: StreamKeys, processor: str) -> None:
     """Let nothing be trimmed in a generation that this processor has not processed."""
-    await _register(link, keys, [keys.group_name(processor).encode()])
-
-
-async def _register(link: Link, keys: StreamKeys, names: Sequence[bytes]) -> None:
-    for slot_group in range(keys.slot_groups) if names else ():
-        await link.call("SADD", keys.registered(slot_group), *names)
+    for slot_group in range(keys.slot_groups):
+        await link.call("SADD", keys.registered(slot_group), keys.group_name(processor))
 
 
 async def unprocessed(link: Link, keys: StreamKeys, processor: str, partitions: Sequence[int]) -> list[int]:
@@ -107,9 +110,14 @@ async def forget(link: Link, keys: StreamKeys, generation: Generation) -> None:
     """
     await _at_least(link, (keys.metadata,), ("oldest", generation.number + 1))
     old = StreamKeys.of(keys.app, keys.stream, generation)
-    for slot_group in range(old.slot_groups):
+    for slot_group, logs in _logs(old, generation):
         registered = await link.call("SMEMBERS", old.registered(slot_group))
         positions = [old.positions_prefix(slot_group) + name.decode() for name in registered]
-        logs = [old.log(p) for p in range(generation.partition_count) if old.slot_group(p) == slot_group]
         for name in (*logs, *positions, old.registered(slot_group)):
             await link.call("UNLINK", name)
+
+
+def _logs(keys: StreamKeys, generation: Generation) -> Iterator[tuple[int, list[str]]]:
+    """The logs of a generation, by slot group."""
+    for slot_group in range(generation.slot_groups):
+        yield slot_group, [keys.log(p) for p in range(generation.partition_count) if keys.slot_group(p) == slot_group]

@@ -106,7 +106,7 @@ async def until(condition: "object", what: str, seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

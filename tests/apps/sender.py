@@ -19,7 +19,7 @@ async def main() -> None:
         while True:
             await asyncio.gather(*(send(f"{os.getpid()}-{n}", number) for n in range(KEYS)))
             number += 1
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
 
 async def send(key: str, number: int) -> None:

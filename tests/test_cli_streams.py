@@ -1,5 +1,6 @@
 """``runnel stream``, as its users run it."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from program import Project, environment, until
+from runnel._redis.link import Endpoint, Link
+from runnel.server import EmbeddedServer
 
 
 @pytest.fixture
@@ -116,3 +119,38 @@ def test_a_migration_says_what_it_waits_for_and_can_be_left_alone(project: Proje
     until(lambda: "generation=1" in worker.stderr, lambda: worker.stderr)
     removed = project.run("stream", "migrate", "shop:orders", "--purge", "--execute")
     assert "Removed: the partitions of generation 0." in removed.stderr
+
+
+async def _add_user(url: str, name: str, password: str) -> None:
+    link = Link(Endpoint(url))
+    await link.call("ACL", "SETUSER", name, "on", f">{password}", "~*", "&*", "+@all")
+    await link.close()
+
+
+def test_a_stream_is_moved_to_another_server_with_its_password_kept_out_of_sight(
+    project: Project, server_binary: str | Path | None
+) -> None:
+    with EmbeddedServer(binary=server_binary) as other:
+        asyncio.run(_add_user(other.url, "mover", "secret"))
+        to = other.url.replace("redis://", "redis://mover:secret@")
+        project.send(1, 2, 3)
+        refused = project.run("stream", "migrate", "shop:orders", "--to", to, "--partitions", "7")
+        assert refused.returncode == 2
+        assert "divide it anew then" in refused.stderr
+        planned = project.run("stream", "migrate", "shop:orders", "--to", to)
+        assert (planned.returncode, planned.stdout.count("3 events")) == (0, 1)
+        assert "Nothing was changed." in planned.stderr
+        done = project.run("stream", "migrate", "shop:orders", "--to", to, "--execute")
+        assert done.returncode == 0, done.stderr
+        assert "orders: moved" in done.stderr
+        late = project.run("send", "shop:orders", '{"order_id": 4}')
+        assert late.returncode == 4
+        assert "was moved to redis://mover:***@" in late.stderr
+        stopped = project.run("worker", "shop:app")
+        assert stopped.returncode == 4
+        assert "was moved to redis://mover:***@" in stopped.stderr
+        worker = project.start("worker", "shop:app", RUNNEL_REDIS_URL=to)
+        worker.says("end", 3)
+        for one in (planned, done, late, stopped):
+            assert "secret" not in one.stdout + one.stderr
+        assert worker.stop() == 0

@@ -5,6 +5,7 @@
     RunnelError
     ├─ ConfigurationError          the program does not fit together                 exit status 4
     │  ├─ UnknownSetting              a keyword that is no setting
+    │  ├─ StreamMoved                 the stream is on another server now
     │  ├─ MetadataMismatch            the stream is stored with other properties
     │  └─ UnknownProcessor            no processor of that name in the app
     ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
@@ -13,6 +14,7 @@
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
     ├─ StreamSealed                a stream takes nothing any more, and it is not known where to go
+    ├─ MoveFailed                  a stream cannot be moved to another server
     ├─ UnusedStream                nothing is stored of a stream
     ├─ MigrationConflict           somebody else has divided a stream anew
     ├─ NoSuchLetter                there is no dead letter of that name
@@ -24,6 +26,7 @@
     ├─ BenchError                  a measurement failed
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
+       └─ StreamMoving                the stream is being moved to another server
 """
 
 import difflib
@@ -37,6 +40,7 @@ __all__ = [
     "DecodeError",
     "MetadataMismatch",
     "MigrationConflict",
+    "MoveFailed",
     "NoSuchLetter",
     "NotQuarantined",
     "PartitionKeyError",
@@ -48,6 +52,8 @@ __all__ = [
     "RunnelError",
     "ServerError",
     "StreamFull",
+    "StreamMoved",
+    "StreamMoving",
     "StreamSealed",
     "TargetError",
     "UnknownProcessor",
@@ -75,6 +81,10 @@ class UnknownSetting(ConfigurationError):
 
 class MetadataMismatch(ConfigurationError):
     """The stream exists in Redis with another partition count, hasher or format."""
+
+
+class StreamMoved(ConfigurationError):
+    """The stream was moved to another server: this one takes and processes nothing of it any more."""
 
 
 class UnknownProcessor(ConfigurationError):
@@ -111,6 +121,10 @@ class StreamSealed(RunnelError):
 
 class UnusedStream(RunnelError):
     """Nothing was ever sent to a stream, and no worker has run, so that nothing is stored of it."""
+
+
+class MoveFailed(RunnelError):
+    """A stream cannot be moved to that server, or is not the same there."""
 
 
 class MigrationConflict(RunnelError):
@@ -161,6 +175,10 @@ class RedisUnavailable(RunnelError):
     def __init__(self, what: str, cure: str = "") -> None:
         super().__init__(f"{what} {cure}" if cure else what)
         self.what = what
+
+
+class StreamMoving(RedisUnavailable):
+    """The stream is being moved to another server. Whoever sends waits for that."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

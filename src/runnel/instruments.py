@@ -33,6 +33,7 @@ __all__ = [
     "RedisRecovered",
     "SequenceGap",
     "StreamDividedAnew",
+    "StreamLeft",
     "TaskFailed",
     "WorkerStarted",
     "WorkerStopped",
@@ -292,6 +293,15 @@ class StreamDividedAnew(Announcement):
     said: int
     partitions: int
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLeft(Announcement):
+    """A stream is moved to the server at ``address``: this worker does not process it any more."""
+
+    processor: str
+    stream: str
+    address: str
 
 
 @dataclass(slots=True)

@@ -193,6 +193,12 @@ class LogSubscriber:
                     generation=generation,
                     partitions=partitions,
                 )
+            case i.StreamLeft(processor, stream, address):
+                log.error(
+                    f"the stream is moved to {address}: start this worker again with that server",
+                    processor=processor,
+                    stream=stream,
+                )
             case i.StreamDividedAnew(stream, said, partitions, generation):
                 log.warning(
                     f"the stream has {partitions} partitions now; it goes on, but say partition_count={partitions} "

@@ -15,7 +15,15 @@ from runnel._redis.queries import metadata
 from runnel._redis.rerouting import Destination
 from runnel._redis.scripts import declare
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
-from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
+from runnel.errors import (
+    ConfigurationError,
+    MetadataMismatch,
+    PartitionKeyError,
+    RecordError,
+    StreamMoved,
+    StreamMoving,
+    did_you_mean,
+)
 from runnel.instruments import Announcement, StreamDividedAnew
 from runnel.interfaces import Compressor, Serializer
 from runnel.records import Record
@@ -211,11 +219,13 @@ class Stream(Generic[R]):
 
         Raises:
             MetadataMismatch: naming both values, and the way out.
-            RedisUnavailable: Redis is away.
+            StreamMoved: it is on another server.
+            RedisUnavailable: Redis is away, or the stream is on its way to another server.
         """
         stored = await declare(link, self.keys, self.properties)
         self._compare(stored)
         generations = Generations.of(stored)
+        self._check_place(generations)
         if generations.following is not None:
             generations = await see_through(link, self.keys)
         self._adopt(generations.current)
@@ -235,6 +245,19 @@ class Stream(Generic[R]):
         generations = Generations.of(stored)
         self._adopt(generations.current)
         return generations
+
+    def _check_place(self, generations: Generations) -> None:
+        if generations.moved:
+            raise StreamMoved(
+                f'Stream "{self.name}" was moved to {generations.moved}. Use that server: --redis-url, redis_url in '
+                "App(...), or RUNNEL_REDIS_URL where App(...) has none; and start this process again."
+            )
+        if generations.moving or generations.arriving:
+            where = f" to {generations.moving}" if generations.moving else " here"
+            raise StreamMoving(
+                f'Stream "{self.name}" is being moved{where}.',
+                "Wait; if that was interrupted, run `runnel stream migrate` again.",
+            )
 
     def keys_of(self, generation: Generation) -> StreamKeys:
         """The keys of a generation."""

@@ -46,6 +46,9 @@ class Generations:
         earlier: those before, the first one first, also where their logs are gone.
         oldest: number of the first one whose logs there are.
         begun: processor (its name in keys) -> the generation that it has begun.
+        moving: the address of the server that the stream is being moved to; else empty.
+        moved: the address of the server where it is now; else empty.
+        arriving: whether it is being moved to this server, and is not complete yet.
     """
 
     current: Generation
@@ -53,6 +56,9 @@ class Generations:
     earlier: tuple[Generation, ...]
     oldest: int
     begun: Mapping[str, int]
+    moving: str = ""
+    moved: str = ""
+    arriving: bool = False
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Generations":
@@ -66,6 +72,9 @@ class Generations:
             tuple(Generation.divided(n, division) for n, division in sorted(earlier.items())),
             int(metadata.get("oldest", 0)),
             {name[len(BEGUN) :]: int(value) for name, value in metadata.items() if name.startswith(BEGUN)},
+            metadata.get("moving", "").partition("|")[2],
+            metadata.get("moved", ""),
+            "arriving" in metadata,
         )
 
     @property

@@ -3,7 +3,7 @@
 Every step may be repeated, by anybody, at any time: the metadata say how far it is, and nothing there goes back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from runnel._core.entry_ids import BEGINNING, parse
 from runnel._core.generations import BEGUN, Generation, Generations
@@ -11,16 +11,20 @@ from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.queries import metadata
 from runnel._redis.scripts import ALL, _Script, look
+from runnel.errors import MigrationConflict, MoveFailed
 
 __all__ = [
+    "arrive",
     "begin",
     "forget",
     "forget_processor",
     "generations_of",
     "is_paused",
+    "leave",
     "propose",
     "register",
     "see_through",
+    "settle",
     "unprocessed",
 ]
 
@@ -71,6 +75,52 @@ async def see_through(link: Link, keys: StreamKeys) -> Generations:
         for slot_group, logs in _logs(new, generations.following):
             await _lay_out(link, (new.registered(slot_group), *logs), (highest, *sorted(registered)))  # 2
         await _succeed(link, (keys.metadata,), (generations.current.number,))  # 3
+
+
+async def leave(link: Link, keys: StreamKeys, address: str, number: str) -> str:
+    """Declare that a stream is moved to another server, and let it take nothing here any more.
+
+    Returns:
+        The number of the move: ``number``, or that of one that was declared before.
+
+    Raises:
+        MigrationConflict: it is being moved to another address already.
+    """
+    await see_through(link, keys)
+    await link.call("HSETNX", keys.metadata, "moving", f"{number}|{address}")
+    declared, _, to = (await link.call("HGET", keys.metadata, "moving")).decode().partition("|")
+    if to != address:
+        raise MigrationConflict(f'"{keys.stream}" is being moved to {to} already. Finish that first.')
+    generations = await see_through(link, keys)
+    current = StreamKeys.of(keys.app, keys.stream, generations.current)
+    for slot_group, logs in _logs(current, generations.current):
+        await _seal(link, (current.sealed(slot_group), current.registered(slot_group), *logs), ("moved",))
+    return str(declared)
+
+
+async def arrive(link: Link, keys: StreamKeys, stored: Mapping[str, str], number: str) -> None:
+    """Declare on the other server that a stream arrives there, with the metadata that it has.
+
+    Raises:
+        MoveFailed: there is a stream of that name.
+    """
+    there = await metadata(link, keys)
+    if there and number not in (there.get("arriving"), there.get("came")):
+        raise MoveFailed(
+            f'{link.endpoint.safe_url} has a stream "{keys.stream}" of the app "{keys.app}" already. A stream can only '
+            "be moved to a server that has none of that name."
+        )
+    if "came" not in there:
+        words = [word for name, value in stored.items() if name not in ("moving", "came") for word in (name, value)]
+        await link.call("HSET", keys.metadata, "arriving", number, *words)
+
+
+async def settle(source: Link, target: Link, keys: StreamKeys, number: str, address: str) -> None:
+    """Let the stream be used on the other server, and be known to be there on this one."""
+    await target.call("HSET", keys.metadata, "came", number)
+    await target.call("HDEL", keys.metadata, "arriving")
+    await source.call("HSET", keys.metadata, "moved", address)
+    await source.call("HDEL", keys.metadata, "moving")
 
 
 async def register(link: Link, keys: StreamKeys, processor: str) -> None:

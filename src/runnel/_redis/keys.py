@@ -142,6 +142,10 @@ class StreamKeys:
         """String: the last sequence of a producer, and the id of the last entry it appended."""
         return f"{self._data(self.slot_group(partition))}:seq:{partition}:{_quoted(producer)}"
 
+    def sequences_prefix(self, slot_group: int) -> str:
+        """What :meth:`sequence` begins with, for all partitions of a slot group."""
+        return f"{self._data(slot_group)}:seq:"
+
     @staticmethod
     def group_name(processor: str) -> str:
         """The consumer group that mirrors a processor's position, and its name inside keys."""

@@ -19,7 +19,7 @@ from runnel._redis.link import Link
 from runnel._redis.patience import patiently
 from runnel._redis.rerouting import Destination, divided
 from runnel._redis.scripts import Appended, AppendStatus, Batch, Entry, append
-from runnel.errors import RunnelError, StreamFull, StreamSealed
+from runnel.errors import RunnelError, StreamFull, StreamMoving, StreamSealed
 from runnel.instruments import Instruments, SequenceGap
 
 __all__ = ["Limits", "Producer"]
@@ -206,7 +206,12 @@ class Producer:
                         "of it: it has lost that. Do the last `runnel stream migrate` again."
                     )
             else:
-                destination = await self._prepare()
+                try:
+                    destination = await self._prepare()
+                except StreamMoving:
+                    destination = await patiently(
+                        "send", self._prepare, self._instruments, limit=self._limits.send_timeout
+                    )
         except RunnelError as error:
             for lane in self._lanes.values():
                 self._fail(lane, sum(len(parcel.entries) for parcel in lane.parcels), error)

@@ -31,8 +31,10 @@ async def nothing_left(worker: Worker) -> int:
         for processor in worker.processors:
             stream, name = processor.stream, processor.name
             generations = await generations_of(link, stream.keys)
-            at = 0 if generations is None else generations.of_processor(stream.keys.group_name(name)).number
-            for one in () if generations is None else generations.existing:
+            if generations is None or generations.moving or generations.moved:
+                continue
+            at = generations.of_processor(stream.keys.group_name(name)).number
+            for one in generations.existing:
                 if one.number >= at:
                     keys = stream.keys_of(one)
                     found.append(await remaining(link, keys, keys.control(name), name, one.partition_count))

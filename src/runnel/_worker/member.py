@@ -172,8 +172,8 @@ class Member:
             self.announce(TaskFailed(loop.get_name(), error))
             self._fail(error)
 
-    async def successor(self) -> Generation:
-        """Wait until there is nothing left to do in this generation; returns the one to go on with."""
+    async def successor(self) -> Generation | None:
+        """Wait until there is nothing left to do in this generation; returns the one to go on with, if there is one."""
         return await self._succession.wait(self._link)
 
     def take_over(self, other: "Member") -> None:

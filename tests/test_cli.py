@@ -19,7 +19,8 @@ def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp
 
 
 HELP = [
-    ("", ["worker", "dev", "send", "sendmany", "server", "demo", "bench", "processor"]),
+    ("", ["init", "worker", "dev", "send", "sendmany", "server", "demo", "bench", "processor"]),
+    ("init", ["DIR", "Nothing is overwritten"]),
     ("worker", ["--processors", "--log-level", "--log-format", "--redis-url", "130 aborted"]),
     ("dev", ["--processors", "--reload", "--log-level"]),
     ("send", ["STREAM", "--redis-url"]),

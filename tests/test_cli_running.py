@@ -209,7 +209,7 @@ def test_a_worker_goes_on_from_where_it_was_reset_to_while_it_was_away(project: 
     project.send(4)
     worker = project.start("worker", "shop:app")
     worker.says("end 4")
-    worker.says("count", 4)
+    worker.says("count ", 4)
     assert worker.stop() == 0
     assert [line for line in worker.stdout.splitlines() if line.startswith("end")] == ["end 4"]
     project.run("processor", "reset", "shop:printer", "--start", "0", "--execute")

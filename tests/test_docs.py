@@ -44,7 +44,10 @@ from runnel.settings import Settings
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance", "tracing")),
+]
 
 DIRECTIVE = re.compile(
     r"(continues|file|not run|raises|exit status|until|output of a worker(?:, in any order)?|a worker prints"

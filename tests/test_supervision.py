@@ -78,7 +78,7 @@ def test_several_processes_share_the_work_and_are_summed_up(project: Project, nu
     assert len(set(pids)) == 2
     until(lambda: worker.stderr.count("owned=2") >= 2, lambda: worker.stderr)
     project.send(*range(10))
-    worker.says("count", 10)
+    worker.says("count ", 10)
     assert worker.stop(number) == 0
     assert worker.stderr.count(f'app "{project.environment["TEST_APP"]}"') == 1, "one banner"
     assert "2 processes" in worker.stderr.splitlines()[0]

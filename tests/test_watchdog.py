@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness import Recorder, eventually, run_to_end, running
 from runnel import App, ExceptionPolicy, Record
 from runnel._core.stalls import Stalls
-from runnel._worker import committer, heartbeats, reader
+from runnel._worker import committer, heartbeats, member, reader
 from runnel.instruments import PartitionFailed, PartitionRecovered, PartitionStalled, TaskFailed
 from runnel.streams import Stream
 
@@ -162,15 +162,24 @@ async def test_a_part_that_hangs_is_told_and_named(
 
 @pytest.mark.parametrize(
     ("module", "owner", "loop"),
-    [(reader, "Reader", "run"), (committer, "Committer", "run"), (heartbeats, "Heartbeats", "_beat")],
+    [
+        (reader, "Reader", "run"),
+        (committer, "Committer", "run"),
+        (heartbeats, "Heartbeats", "_beat"),
+        (member, "Member", "_begin"),
+    ],
 )
 async def test_a_worker_of_which_a_part_has_failed_ends(
     case: Case, monkeypatch: pytest.MonkeyPatch, module, owner: str, loop: str
 ) -> None:
-    async def fail(*_args) -> None:
+    async def fail(*_args, **_keywords) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(getattr(module, owner), loop, fail)
+    def fail_at_once(*_args, **_keywords) -> None:
+        raise RuntimeError("a bug")
+
+    replacement = fail if asyncio.iscoroutinefunction(getattr(getattr(module, owner), loop)) else fail_at_once
+    monkeypatch.setattr(getattr(module, owner), loop, replacement)
     status, worker = await run_to_end(case.app)
     assert status == 1
     assert str(worker.failure) == "a bug"

@@ -7,9 +7,11 @@ import asyncio
 import importlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from runnel._redis.link import Endpoint
@@ -25,6 +27,9 @@ from runnel.records import Record
 from runnel.settings import Settings, check_names, load_settings
 from runnel.streams import Stream, StreamOptions
 from runnel.tasks import BackgroundTask, Crontab, Startup, Timer
+
+if TYPE_CHECKING:
+    from runnel.tracing import Tracing
 
 __all__ = ["App"]
 
@@ -48,10 +53,11 @@ class App:
         processors: by name.
         tasks: the background tasks, in the order of their declaration.
         instruments: announces what happens.
+        tracing: makes spans of what is sent and processed, if the setting ``otel`` is on; else ``None``.
 
     Raises:
         UnknownSetting: a keyword is no setting.
-        ConfigurationError: a setting has a value that does not fit.
+        ConfigurationError: a setting has a value that does not fit, or needs a package that is not installed.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
@@ -60,6 +66,7 @@ class App:
         self.processors: dict[str, Processor[Any]] = {}
         self.tasks: list[BackgroundTask] = []
         self.instruments = Instruments()
+        self.tracing = _tracing(self.settings)
         self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()
 
     @property
@@ -85,6 +92,7 @@ class App:
         """
         given = {field: getattr(self.settings, field) for field in self.settings.model_fields_set}
         self.settings = load_settings({**given, **settings})
+        self.tracing = _tracing(self.settings)
 
     # Declarations
 
@@ -309,7 +317,10 @@ class App:
 
     def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
         """Append entries; what :meth:`Stream.send` calls."""
-        return self._outbox().send(stream, items)
+        outbox = self._outbox()
+        if self.tracing is None:
+            return outbox.send(stream, items)
+        return self.tracing.send(stream.name, items, partial(outbox.send, stream))
 
     def partition_count(self, stream: Stream[Any]) -> int:
         """How many partitions there are where :meth:`send` sends to."""
@@ -319,7 +330,9 @@ class App:
         self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
     ) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""
-        await self._outbox().send_once(stream, route, entry, origin)
+        partition = route(stream.partition_count)
+        with nullcontext() if self.tracing is None else self.tracing.sending(stream.name, [partition]):
+            await self._outbox().send_once(stream, route, entry, origin)
 
     async def aclose(self) -> None:
         """Send what is still to be sent, and close the connections that sending has opened on this event loop."""
@@ -385,3 +398,15 @@ class App:
                 f'The app "{self.name}" has two background tasks named "{task.name}". Rename one of them.'
             )
         self.tasks.append(task)
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    if not settings.otel:
+        return None
+    try:
+        from runnel.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"The setting otel needs packages that are not installed ({error.name}): pip install 'runnel[otel]'"
+        ) from None
+    return Tracing(settings.redis_url)

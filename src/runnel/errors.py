@@ -24,6 +24,7 @@
     ├─ ServerError                 a private server did not start, or is not running
     │  └─ AddressInUse                somebody else listens where it should
     ├─ BenchError                  a measurement failed
+    ├─ ProjectError                a project cannot be created there                 exit status 2
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
        └─ StreamMoving                the stream is being moved to another server
@@ -46,6 +47,7 @@ __all__ = [
     "PartitionKeyError",
     "ProcessorInUse",
     "ProcessorReturned",
+    "ProjectError",
     "RecordError",
     "RedisError",
     "RedisUnavailable",
@@ -157,6 +159,12 @@ class AddressInUse(ServerError):
 
 class BenchError(RunnelError):
     """A measurement of ``runnel bench`` failed."""
+
+
+class ProjectError(RunnelError):
+    """A project cannot be created in that directory, or under that name."""
+
+    exit_status = 2
 
 
 class RedisError(RunnelError):

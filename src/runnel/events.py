@@ -58,7 +58,11 @@ class Event(Generic[R]):
     @property
     def headers(self) -> dict[str, bytes]:
         """What travels with the record, such as ``error`` and ``source`` of a dead letter."""
-        return {name[len(HEADER) :].decode(): value for name, value in self._fields() if name.startswith(HEADER)}
+        return {
+            name[len(HEADER) :].decode(errors="replace"): value
+            for name, value in self._fields()
+            if name.startswith(HEADER)
+        }
 
     @property
     def record(self) -> R:
@@ -96,6 +100,7 @@ class Events(Generic[R]):
         partition: number of the partition.
         failure: the exception that is being handled, while middleware finishes because of it; else ``None``.
         retrying: whether what failed will be tried again, so that its failure is not final.
+        abandoned: the function was cancelled, because the partition was lost or had to be handed over.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class Events(Generic[R]):
         self.partition = feed.partition
         self.failure: BaseException | None = None
         self.retrying = False
+        self.abandoned = False
         self._feed = feed
         self._codec = codec
         self._middleware = middleware

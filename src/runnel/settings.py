@@ -16,7 +16,7 @@ from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError, UnknownSetting, did_you_mean
 from runnel.interfaces import Compressor, Serializer
 
-__all__ = ["Settings", "default_target", "load_settings", "unknown_variables"]
+__all__ = ["Settings", "default_target", "load_settings", "otel_exporters", "unknown_variables"]
 
 PREFIX = "RUNNEL_"
 
@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     timezone: str = "UTC"
     """Of crontabs; a name of the IANA database."""
+
+    otel: bool = False
+    """Traces and metrics by OpenTelemetry: of what is sent and of what is processed. Needs ``runnel[otel]``."""
 
     # Streams
 
@@ -177,3 +180,15 @@ def unknown_variables() -> dict[str, str]:
 def default_target() -> str | None:
     """The app that commands use when none is named: ``RUNNEL_APP``."""
     return os.environ.get(PREFIX + "APP")
+
+
+def otel_exporters(signal: str) -> list[str]:
+    """The exporters that OpenTelemetry's own variables ask for, by the names under which packages offer them.
+
+    Arguments:
+        signal: ``traces`` or ``metrics``.
+    """
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    otlp = f"otlp_proto_{protocol.partition('/')[0]}"
+    names = (os.environ.get(f"OTEL_{signal.upper()}_EXPORTER") or "otlp").split(",")
+    return [otlp if name.strip() == "otlp" else name.strip() for name in names if name.strip() != "none"]

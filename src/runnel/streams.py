@@ -173,7 +173,7 @@ class Stream(Generic[R]):
             raise PartitionKeyError(f'Stream "{self.name}": {error}') from error
 
     def send_once(
-        self, route: Callable[[int], int], fields: Sequence[bytes], headers: dict[str, str], *, origin: str
+        self, route: Callable[[int], int], fields: Sequence[bytes], headers: Mapping[str, str | bytes], *, origin: str
     ) -> Awaitable[None]:
         """Append the fields of an entry of another stream, with headers, once per origin (within a week).
 

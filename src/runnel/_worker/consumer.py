@@ -340,6 +340,7 @@ class PartitionConsumer:
         try:
             await self._processor.function(self._events)
         except asyncio.CancelledError as error:
+            self._events.abandoned = self._given_up or self.state is PartitionState.LOST
             if self.state is PartitionState.LOST:
                 await self._finish_middleware(FINALISERS)
                 raise

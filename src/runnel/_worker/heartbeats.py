@@ -188,11 +188,9 @@ class Heartbeats:
         self._tasks += tasks
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        """Better to end than to live without one of them: others take over."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._instruments.announce(TaskFailed("runnel-heartbeats", error))
             with suppress(RuntimeError):  # the worker's loop is closed already
-                self._worker_loop.call_soon_threadsafe(self._fail, error)
+                self._worker_loop.call_soon_threadsafe(self._failed, error)
 
     async def _beat(self, link: Link, holder: Holder) -> None:
         """Heartbeat for one seat, for ever.
@@ -243,7 +241,7 @@ class Heartbeats:
                     self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))
                 holder.joined = holder.settled = False
             try:
-                self._worker_loop.call_soon_threadsafe(holder.on_beat, beat)  # 3
+                self._worker_loop.call_soon_threadsafe(self._deliver, holder, beat)  # 3
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
@@ -292,3 +290,16 @@ class Heartbeats:
                             self._worker_loop.call_soon_threadsafe(holder.on_sealed)
         finally:
             await listener.close()
+
+    # On the worker's loop
+
+    def _deliver(self, holder: Holder, beat: Beat) -> None:
+        try:
+            holder.on_beat(beat)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Better to end than to live without heartbeats, or with an answer half acted on: others take over."""
+        self._instruments.announce(TaskFailed("runnel-heartbeats", error))
+        self._fail(error)

@@ -73,6 +73,9 @@ class Worker:
         self.processors = select_processors(app, processors)
         if grace_period is not None:
             self.processors = [replace(processor, grace_period=grace_period) for processor in self.processors]
+        if app.tracing is not None:  # nearest to the source, so that all other middleware runs within the span
+            spans = app.tracing
+            self.processors = [replace(each, middleware=(spans, *each.middleware)) for each in self.processors]
         self.server = ""
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()

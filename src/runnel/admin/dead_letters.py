@@ -13,7 +13,7 @@ from runnel.admin.access import connected
 from runnel.app import App
 from runnel.errors import NoSuchLetter, StreamFull
 from runnel.events import Event
-from runnel.middleware.dead_letter import DeadLetterMiddleware, routed, sink_of
+from runnel.middleware.dead_letter import DEAD_LETTER_HEADERS, DeadLetterMiddleware, routed, sink_of
 from runnel.processors import Processor
 from runnel.streams import Stream
 
@@ -119,13 +119,14 @@ async def replay_dead_letters(app: App, plans: Sequence[Plan]) -> int:
             if plan.to is None or plan.letter.source is None:
                 continue
             event, to = plan.letter.event, app.streams[plan.to]
+            kept = {name: value for name, value in event.headers.items() if name not in DEAD_LETTER_HEADERS}
             origin = f"replay/{event.stream}/{event.partition}/{event.id}"
             partition = int(plan.letter.source.rsplit("/", 2)[1])
             async with patience_for(to):
                 await to.send_once(
                     routed(to, event, partition),
                     [part for item in event.data.items() for part in item],
-                    {"replayed": f"{event.stream}/{event.partition}/{event.id}"},
+                    {**kept, "replayed": f"{event.stream}/{event.partition}/{event.id}"},
                     origin=origin,
                 )
             moved += await _remove(link, app, [plan.letter])

@@ -6,6 +6,7 @@ from importlib import metadata
 import typer
 
 from runnel.cli.checking import doctor
+from runnel.cli.creating import init
 from runnel.cli.dead_letters import dead_app
 from runnel.cli.demonstration import demo
 from runnel.cli.developing import dev
@@ -24,6 +25,7 @@ __all__ = [
     "demo",
     "dev",
     "doctor",
+    "init",
     "lag",
     "main",
     "send",
@@ -43,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
+for command in (init, worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
     app.command()(command)
 app.add_typer(stream_app, name="stream", help="Look after a stream.")
 app.add_typer(processor_app, name="processor", help="Look after a processor.")

@@ -137,6 +137,10 @@ async def _work(app: App, way: Way) -> int:
     subscriber = LogSubscriber(app.settings.log_format)
     app.instruments.subscribe(subscriber)
     this = Worker(app, way.names, grace_period=way.grace_period, measured=way.http is not None)
+    if app.tracing is not None:
+        from runnel.telemetry.otel import export
+
+        export(app.name, this.name)
     health = None
     if way.http is not None:
         try:

@@ -10,17 +10,20 @@ from runnel.interfaces import Middleware
 from runnel.records import Record
 from runnel.streams import Stream
 
-__all__ = ["DeadLetterMiddleware", "forward", "routed", "sink_of"]
+__all__ = ["DEAD_LETTER_HEADERS", "DeadLetterMiddleware", "forward", "routed", "sink_of"]
 
 R = TypeVar("R", bound=Record)
+
+DEAD_LETTER_HEADERS = ("error", "processor", "source")
+"""What a dead letter has besides the headers of its original."""
 
 
 class DeadLetterMiddleware(Middleware, Generic[R]):
     """Sends every event, or every event of a batch, during which the processor failed to the stream ``sink``.
 
-    A dead letter has the fields of the original, and the headers ``error``, ``processor`` and ``source`` (stream,
-    partition and id). It is sent before the failed event is acknowledged, and once per source event and week, also when
-    the worker crashes in between. While it cannot be sent, its partition waits.
+    A dead letter has the fields and the headers of the original, and besides them ``error``, ``processor`` and
+    ``source`` (stream, partition and id). It is sent before the failed event is acknowledged, and once per source event
+    and week, also when the worker crashes in between. While it cannot be sent, its partition waits.
 
     Example:
         ::
@@ -77,7 +80,7 @@ async def forward(sink: Stream[R], event: Event[R], processor: str, error: str) 
     await sink.send_once(
         routed(sink, event, event.partition),
         [part for item in event.data.items() for part in item],
-        {"error": error, "processor": processor, "source": source},
+        {**event.headers, "error": error, "processor": processor, "source": source},
         origin=f"{processor}/{source}",
     )
 

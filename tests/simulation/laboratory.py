@@ -6,12 +6,12 @@ once fails.
 """
 
 import hashlib
+import socket
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis import ResponseError
-from redis.connection import UnixDomainSocketConnection
+import hiredis
 
 from runnel._redis import scripts
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
@@ -77,12 +77,21 @@ def exactly(source: str, old: str, new: str) -> str:
 
 
 class Laboratory(Link):
-    """A link that waits on its socket, so that what the product awaits can be run to its end by :func:`now`."""
+    """A link that waits on its socket, so that what the product awaits can be run to its end by :func:`now`.
+
+    What is :meth:`set` travels with the next command: a schedule has many times more steps of the clock than a server
+    needs to be told.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(Endpoint(url))
-        self._socket = UnixDomainSocketConnection(path=url.removeprefix("unix://"), protocol=2)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(REPLY_TIMEOUT)
+        self._socket.connect(url.removeprefix("unix://"))
+        self._replies = hiredis.Reader()
         self._edited: dict[str | bytes, str] = {}
+        self._settings: dict[str, Any] = {}
+        self._unsaid: dict[str, Any] = {}
 
     def use(self, mutant: Mutant) -> None:
         """Run the scripts with this change from now on."""
@@ -98,25 +107,49 @@ class Laboratory(Link):
             digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
             self._edited |= {script._digest: digest, script._source: source}
 
+    def set(self, name: str, value: Any) -> None:
+        """What the scripts see of the server from now on."""
+        self._settings[name] = self._unsaid[name] = value
+
+    def empty(self, *, forget: bool = False) -> None:
+        """Remove everything, but for what was set, unless that is to be forgotten as well."""
+        self.ask("FLUSHALL")
+        if forget:
+            self._settings = {}
+        self._unsaid = dict(self._settings)
+
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT) -> Any:
-        return self.ask(*((command[0], self._edited.get(command[1], command[1]), *command[2:])))
+        return self.ask(command[0], self._edited.get(command[1], command[1]), *command[2:])
 
     def ask(self, *command: Any) -> Any:
         """One command, now."""
-        try:
-            self._socket.send_command(*command)
-            return self._socket.read_response()
-        except ResponseError as error:
-            raise RedisError(str(error)) from error
+        [answer] = self.ask_all((command,))
+        if isinstance(answer, hiredis.ReplyError):
+            raise RedisError(str(answer))
+        return answer
 
     def ask_all(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Several commands in one round trip."""
-        commands = list(commands)
-        self._socket.send_packed_command(self._socket.pack_commands(commands))
-        return [self._socket.read_response() for _ in commands]
+        packed = [hiredis.pack_command(command) for command in commands]
+        unasked = bool(self._unsaid)
+        if unasked:
+            told = [word for item in self._unsaid.items() for word in item]
+            packed.insert(0, hiredis.pack_command(("HSET", "test", *told)))
+            self._unsaid = {}
+        self._socket.sendall(b"".join(packed))
+        answers: list[Any] = []
+        while len(answers) < len(packed):
+            answer = self._replies.gets()
+            if answer is False:
+                received = self._socket.recv(65536)
+                assert received, "the server has closed the connection"
+                self._replies.feed(received)
+            else:
+                answers.append(answer)
+        return answers[1:] if unasked else answers
 
     def disconnect(self) -> None:
-        self._socket.disconnect()
+        self._socket.close()
 
 
 def now(work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,0 +1,172 @@
+"""The life of a member's partitions, from grant to release, as ``_worker/member.py`` and ``consumer.py`` have it."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runnel._core.partitions import PartitionState, Step, advance
+from runnel._core.reconcile import reconcile
+from runnel._redis import scripts
+from runnel._redis.scripts import Acquired, Beat, Stale
+from simulation.calls import Call, Reply
+from simulation.seats import GRACE, Seat
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+PROCESSOR = "delays"
+
+
+@dataclass
+class Share:
+    """A partition in the hands of a member: a feed and its consumer.
+
+    Attributes:
+        hand: the event that the handler has.
+        to_acquire: it was granted, and is not yet acquired.
+        probe: commit even without progress.
+    """
+
+    partition: int
+    token: int
+    state: PartitionState = PartitionState.GRANTED
+    buffer: deque[tuple[bytes, bytes]] = field(default_factory=deque)
+    hand: tuple[bytes, bytes] | None = None
+    cursor: bytes = b"0-0"
+    done: bytes = b"0-0"
+    committed: bytes = b"0-0"
+    count: int = 0
+    read: int = 0
+    ended: bool = True
+    stale: bool = False
+    to_acquire: bool = True
+    rewinding: bool = False
+    probe: bool = False
+    drained_at: int = 0
+
+    def begin(self, offset: bytes, count: int) -> None:
+        self.buffer.clear()
+        self.cursor = self.done = self.committed = offset
+        self.count = self.read = count
+        self.stale = self.ended = self.to_acquire = self.rewinding = self.probe = False
+
+    def rewind(self) -> None:
+        """Finish what is in progress, without a commit, and acquire again."""
+        self.stale = True
+        if self.state is PartitionState.RUNNING:
+            self.rewinding = self.ended = True
+
+
+class Owner(Seat):
+    """Acquires what is granted, loses what is taken, and hands back what is revoked.
+
+    Attributes:
+        shares: the partitions it holds.
+        inbox: what the heartbeat thread has heard and the worker's loop has not seen.
+        blocked: a handler blocks the worker's loop.
+        leaving: it drains everything.
+    """
+
+    def __init__(self, world: "World", name: str) -> None:
+        super().__init__(world, name)
+        self.shares: dict[int, Share] = {}
+        self.inbox: list[Beat] = []
+        self.blocked = False
+
+    def heard(self, beat: Beat) -> None:
+        self.inbox.append(beat)
+        self.look_into_inbox()
+
+    def look_into_inbox(self) -> None:
+        """The worker's loop, which may be blocked by a handler, sees what the heartbeat thread has heard."""
+        while self.inbox and not self.blocked:
+            self.on_beat(self.inbox.pop(0))
+
+    def on_beat(self, beat: Beat) -> None:
+        revives = "lease that revives" in self.world.faults
+        if not beat.known and not revives:
+            for share in tuple(self.shares.values()):
+                self.lose(share)
+        if not beat.known or not beat.full:
+            return
+        releasing = dict(self.releases)
+        held = {p: share.token for p, share in self.shares.items()} | releasing
+        draining = releasing | (held if self.leaving else {})
+        plan = reconcile(held, draining, beat.granted, beat.revoked)
+        self.releases += plan.release
+        for partition in plan.lose:
+            if partition in self.shares and not revives:
+                self.lose(self.shares[partition])
+        for partition in plan.drain:
+            if partition in self.shares:
+                self.drain(self.shares[partition])
+        if not self.leaving:
+            for partition, token in plan.acquire:
+                self.shares[partition] = Share(partition, token)
+
+    def lose(self, share: Share) -> None:
+        share.state = advance(share.state, Step.LOSE)
+        self.forget(share)
+
+    def drain(self, share: Share) -> None:
+        if share.state is not PartitionState.DRAINING:
+            share.state = advance(share.state, Step.DRAIN)
+            share.ended, share.drained_at = True, self.world.time
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Release what is drained; give up what takes longer than the grace period."""
+        for share in tuple(self.shares.values()):
+            if share.state is not PartitionState.DRAINING or self.blocked:
+                continue
+            given_up = self.world.time - share.drained_at >= GRACE
+            idle = share.hand is None and f"acquire {share.partition}" not in self.calls
+            if given_up or (idle and (share.stale or share.done == share.committed)):
+                share.state = advance(share.state, Step.RELEASE)
+                self.forget(share)
+                self.releases.append((share.partition, share.token))
+
+    def forget(self, share: Share) -> None:
+        del self.shares[share.partition]
+        self.calls.pop(f"acquire {share.partition}", None)
+
+    def wants_acquire(self, share: Share) -> bool:
+        due = share.to_acquire or (share.rewinding and share.hand is None)
+        running = share.state in (PartitionState.GRANTED, PartitionState.RUNNING)
+        return due and (running or f"acquire {share.partition}" in self.calls)
+
+    def acquire(self, share: Share, reply: Reply = Reply.HEARD) -> None:
+        """Fence the previous owner, and learn the position."""
+        world, partition, token = self.world, share.partition, share.token
+
+        def answered(answer: Acquired | Stale) -> None:
+            if isinstance(answer, Stale):
+                self.lose(share)
+                self.floor = max(self.floor, answer.token)
+                self.releases.append((partition, token))
+                return
+            world.judge.told(partition, answer)
+            share.begin(answer.offset, answer.count)
+            if share.state is PartitionState.GRANTED:
+                share.state = advance(share.state, Step.ACQUIRE)
+            elif share.state is PartitionState.DRAINING:
+                share.ended = True
+                self.tidy()
+
+        purpose = f"acquire {partition}"
+        if purpose not in self.calls:
+            self.calls[purpose] = Call(
+                "acquire",
+                lambda: (
+                    (partition, token),
+                    scripts.acquire(world.lab, world.keys, PROCESSOR, partition, token, self.name),
+                ),
+                answered,
+            )
+        self.carry_on(purpose, reply)
+
+    def leave(self) -> None:
+        """Drain, and be gone when that is done."""
+        self.leaving = True
+        for share in tuple(self.shares.values()):
+            self.drain(share)

@@ -1,0 +1,290 @@
+"""Known races, step by step: each was found once, by real processes or by a schedule, and must not come back.
+
+Members, producers and clock are those of ``simulation``; the scripts and the server are real. Each race is also played
+with what mended it taken away, and must then fail.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from simulation.calls import Reply
+from simulation.judge import Violation, must
+from simulation.laboratory import CORRECT, Laboratory, Mutant
+from simulation.seats import PARTITIONS, SESSION
+from simulation.world import HOUR, World
+
+ALL = list(range(PARTITIONS))
+
+
+def who_speaks_but_does_not_hear_loses_its_partitions(world: World) -> None:
+    # 1. all answers to `deaf` are lost  2. its lease runs out, so it stops  3. its heartbeats still arrive, and would
+    # keep its partitions for it
+    deaf = world.join()
+    world.everybody(2)
+    other = world.join()
+    world.everybody(4)
+    for _ in range(4 * SESSION // 100):
+        deaf.beat(Reply.LOST)
+        other.beat()
+        other.work()
+        world.tick(100)
+    must(sorted(other.shares) == ALL, "every partition is owned by who can work", str(other.shares))
+
+
+def after_one_gap_the_losses_of_other_partitions_are_noticed_too(world: World) -> None:
+    # 1. the server loses appends to two partitions  2. the producer finds that out at one of them  3. and at the other
+    producer = world.producers[0]
+    world.damage.remember()
+    for partition in (0, 1):
+        producer.send(partition, 2)
+    world.damage.roll_back()
+    for partition in (0, 1):
+        producer.send(partition)
+    reports = {p: world.judge.reports[p] for p in (0, 1)}
+    must(all(reports.values()), "nothing is lost in silence", str(reports))
+    world.judge.check()
+
+
+def an_append_that_was_given_up_does_not_arrive_behind_later_events(world: World) -> None:
+    # 1. an append is held up in the network  2. the producer gives it up  3. it sends later events of the same keys
+    # 4. the first append arrives
+    producer = world.producers[0]
+    producer.send(0, 2)
+    producer.send(0, 2, Reply.LATE)
+    producer.give_up()
+    producer.send(0, 2)
+    world.arrive()
+    world.judge.check()
+    must(len(world.judge.logs[0]) == 4, "events are in the order in which they were sent", str(world.judge.logs[0]))
+
+
+def tokens_are_not_given_out_twice_when_the_group_is_lost(world: World) -> None:
+    # 1. more tokens are given out in a millisecond than it has  2. the group's hash is lost, and the last token with it
+    # 3. within the same millisecond the next is given out
+    first = world.join()
+    first.work()
+    highest = max(share.token for share in first.shares.values())
+    world.lab.ask("DEL", world.control.group)
+    released = first.shares[2]
+    first.forget(released)
+    first.releases.append((2, released.token))
+    first.beat()
+    must(first.shares[2].token > highest, "tokens grow", f"{first.shares[2]} after {highest}")
+
+
+def a_restart_in_the_first_millisecond_of_a_group_evicts_nobody(world: World) -> None:
+    # 1. the logical clock of a new group is at 0  2. the server restarts, which is noticed at 0 as well
+    # 3. nobody is connected, and two looks at that prove nothing for half a session
+    first = world.join()
+    second = world.join()
+    world.restart()
+    first.beat()
+    for _ in range(4):
+        world.tick(100)
+        first.beat()
+    members = world.lab.ask("HKEYS", world.control.members)
+    must(second.name.encode() in members, "after a restart nobody is dead for want of a connection", str(members))
+
+
+def an_answer_that_was_long_on_its_way_does_not_prolong_a_lease(world: World) -> None:
+    # 1. a heartbeat is answered, and its member frozen before it hears that  2. the session ends, and the partitions
+    # go to another  3. the member wakes up, hears the answer, and goes on with what it had read
+    first = world.join()
+    world.producers[0].send(0, 3)
+    first.work()
+    first.beat(Reply.HELD)
+    first.freeze(True)
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.work()
+    first.freeze(False)
+    first.beat()
+    first.step("finish", Reply.HEARD)
+    first.step("take", Reply.HEARD)
+    second.step("take", Reply.HEARD)
+
+
+def an_acquire_that_was_held_up_does_not_take_the_partition_back(world: World) -> None:
+    # 1. an acquire is held up in the network  2. its member is given up, and another acquires  3. it arrives
+    first = world.join()
+    first.step("acquire", Reply.LATE)
+    first.crash()
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.work()
+    while world.wire:
+        world.arrive()
+    world.judge.check()
+
+
+def who_comes_back_too_late_cannot_commit(world: World) -> None:
+    # 1. an owner is frozen with an event processed and not committed  2. another acquires  3. the first commits
+    first = world.join()
+    world.producers[0].send(0, 2)
+    first.work()
+    first.step("finish", Reply.HEARD)
+    first.freeze(True)
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.step("acquire", Reply.HEARD)
+    first.freeze(False)
+    first.commit()
+    world.judge.check()
+
+
+def a_commit_that_was_held_up_does_not_set_the_position_back(world: World) -> None:
+    # 1. a commit is held up, and repeated  2. the next one is answered  3. the first arrives
+    member = world.join()
+    world.producers[0].send(0, 3)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit(Reply.LATE)
+    member.commit()
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit()
+    world.arrive()
+    world.judge.check()
+
+
+def what_is_done_while_a_commit_is_repeated_goes_with_the_next_one(world: World) -> None:
+    # 1. the answer to a commit is lost  2. more events are processed  3. the commit is repeated, as it was
+    member = world.join()
+    world.producers[0].send(0, 3)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit(Reply.LOST)
+    member.step("take", Reply.HEARD)
+    member.step("finish", Reply.HEARD)
+    member.commit()
+
+
+def who_cannot_renew_its_lease_stops_by_itself(world: World) -> None:
+    # 1. no heartbeat of an owner gets through any more  2. its partitions go to another  3. it has events left
+    first = world.join()
+    world.producers[0].send(0, 3)
+    first.work()
+    first.step("finish", Reply.HEARD)
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.work()
+    first.step("take", Reply.HEARD)
+    second.step("take", Reply.HEARD)
+
+
+def a_clock_that_jumps_evicts_nobody(world: World) -> None:
+    # 1. two share the partitions  2. the server's clock is set an hour ahead  3. one of them beats, the other is due
+    first = world.join()
+    second = world.join()
+    world.everybody(6)
+    for partition in ALL:
+        world.producers[0].send(partition, 3)
+    for member in (first, second):
+        member.beat()
+        member.work()
+    world.jump(HOUR)
+    second.beat()
+    second.beat()
+    second.work()
+    second.work()
+
+
+Race = Callable[[World], None]
+RACES: list[tuple[Race, Mutant]] = [
+    (
+        who_speaks_but_does_not_hear_loses_its_partitions,
+        Mutant(
+            "every partition is owned",
+            "heartbeat",
+            "self.beat = math.max(self.beat, clock - unheard)",
+            "self.beat = clock",
+        ),
+    ),
+    (
+        after_one_gap_the_losses_of_other_partitions_are_noticed_too,
+        Mutant("nothing is lost in silence", member=frozenset({"new name after a gap"})),
+    ),
+    (
+        an_append_that_was_given_up_does_not_arrive_behind_later_events,
+        Mutant("events are in the order in which they were sent", member=frozenset({"new name after giving up"})),
+    ),
+    (
+        tokens_are_not_given_out_twice_when_the_group_is_lost,
+        Mutant(
+            "tokens grow",
+            "heartbeat",
+            "token = math.max(token, tonumber(owner:match('|(%d+)|')))",
+            "token = token",
+        ),
+    ),
+    (
+        a_restart_in_the_first_millisecond_of_a_group_evicts_nobody,
+        Mutant(
+            "after a restart nobody is dead", "heartbeat", "local proven = since < 0 or", "local proven = since <= 0 or"
+        ),
+    ),
+    (
+        an_answer_that_was_long_on_its_way_does_not_prolong_a_lease,
+        Mutant("one owner at a time", member=frozenset({"lease from the answer"})),
+    ),
+    (
+        an_acquire_that_was_held_up_does_not_take_the_partition_back,
+        Mutant(
+            "tokens grow",
+            "acquire",
+            "if tonumber(its_token) > token or (tonumber(its_token) == token and its_member ~= member) then",
+            "if false then",
+        ),
+    ),
+    (
+        who_comes_back_too_late_cannot_commit,
+        Mutant("no commit below the highest token", "commit", "if its_token ~= token then", "if false then"),
+    ),
+    (
+        a_commit_that_was_held_up_does_not_set_the_position_back,
+        Mutant("positions form a chain", "commit", "elseif its_offset ~= previous then", "elseif false then"),
+    ),
+    (
+        what_is_done_while_a_commit_is_repeated_goes_with_the_next_one,
+        Mutant("a rollback is real", member=frozenset({"merge into a retry"})),
+    ),
+    (who_cannot_renew_its_lease_stops_by_itself, Mutant("one owner at a time", member=frozenset({"no deadline"}))),
+    (
+        a_clock_that_jumps_evicts_nobody,
+        Mutant(
+            "one owner at a time",
+            "heartbeat",
+            "local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))",
+            "local step = math.max(0, now - tonumber(group[1] or now))",
+        ),
+    ),
+]
+
+
+def play(race: Race, lab: Laboratory, mutant: Mutant) -> None:
+    world = World(lab, mutant)
+    try:
+        race(world)
+        world.heal()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("race", [race for race, _ in RACES], ids=lambda race: race.__name__)
+def test_a_known_race_does_no_harm(lab: Laboratory, race: Race) -> None:
+    play(race, lab, CORRECT)
+
+
+@pytest.mark.parametrize(("race", "mutant"), RACES, ids=[race.__name__ for race, _ in RACES])
+def test_a_known_race_is_found_where_it_is_not_mended(lab: Laboratory, race: Race, mutant: Mutant) -> None:
+    with pytest.raises(Violation, match=mutant.breaks):
+        play(race, lab, mutant)

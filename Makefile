@@ -21,7 +21,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(USE): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e '.[fast,embedded,reload]'
+	$(PIP) -e '.[fast,embedded,reload,http]'
 	@touch $@
 
 $(DEVELOP): $(BIN)/python pyproject.toml constraints.txt

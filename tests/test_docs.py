@@ -8,6 +8,7 @@ A comment right before a block tells how to run it; several are separated by a s
     <!-- raises: UnknownSetting: ... -->  Python that ends with this error
     <!-- exit status: 2 -->               of the last command; 0 where nothing is said
     <!-- until: some text -->             the last command goes on until it is stopped when it has printed this
+    <!-- log of a worker -->              lines that it has among others: see test_operations.py
     <!-- output of a worker -->           text that a worker prints that runs the app of the block before it;
                                           ``, in any order`` may follow
 
@@ -48,10 +49,12 @@ DOCUMENTS = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("guide", "architecture", "performance", "tracing")),
 ]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "operations.md", ROOT / "docs" / "metrics.md", ROOT / "deploy" / "README.md"]
+"""With those that other tests play."""
 
 DIRECTIVE = re.compile(
-    r"(continues|file|not run|raises|exit status|until|output of a worker(?:, in any order)?|a worker prints"
-    r"|a worker halts)(?:: (.+))?"
+    r"(continues|file|not run|raises|exit status|until|output of a worker(?:, in any order)?|log of a worker"
+    r"|a worker prints|a worker halts)(?:: (.+))?"
 )
 SHELLS = ("bash", "console", "sh", "shell")
 PROGRAMS = ("runnel", "echo")
@@ -311,7 +314,7 @@ def test_the_readmes_example_works_as_it_stands_there(
             dev.process.wait(PATIENCE)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_block_is_run_or_says_why_not(path: Path) -> None:
     for block in blocks_of(path):
         if block.directives.get("not run"):
@@ -322,12 +325,12 @@ def test_every_block_is_run_or_says_why_not(path: Path) -> None:
                 program = shlex.split(command)[0]
                 assert program in PROGRAMS, f"{block} runs {program}: mark it, <!-- not run: why -->"
         elif block.language == "text":
-            assert _is_output(block), f"{block} shows output of what?"
+            assert _is_output(block) or "log of a worker" in block.directives, f"{block} shows output of what?"
         else:
             assert block.language in ("python", "worker", "toml", ""), f"{block}: {block.language} is never run"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
         name, _, anchor = target.partition("#")

@@ -528,6 +528,30 @@ async def test_a_second_loop_goes_on_where_the_first_was_left(app_name: str, red
     assert seen == [("first", 0), ("second", 1), ("second", 2), ("second", 3), ("third", 4), ("third", 5)]
 
 
+@pytest.mark.parametrize("form", ["records", "events"])
+async def test_a_loop_over_single_events_may_follow_a_batch_that_was_left(
+    app_name: str, redis_url: str, form: str
+) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    seen: list[int] = []
+
+    @app.processor(stream)
+    async def proc(events):
+        async for batch in events.take(3, within=0.05):
+            seen.extend(event.n for event in batch)
+            break
+        async for step in events.records() if form == "records" else events:
+            seen.append(step.n)
+
+    ids = await stream.send(*steps("a", 9))
+    async with inspecting(app) as redis:
+        async with running(app):
+            await eventually(lambda: len(seen) == 9)
+        assert await redis.position(stream, "proc", 0) == ids[-1]
+    assert seen == list(range(9))
+
+
 @pytest.mark.parametrize("form", ["records", "events", "batches"])
 async def test_a_timeout_around_the_next_event_skips_nothing(app_name: str, redis_url: str, form: str) -> None:
     app = App(name=app_name, redis_url=redis_url, partition_count=1)

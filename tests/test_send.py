@@ -8,7 +8,7 @@ import pytest
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
-from runnel.errors import RedisUnavailable, StreamFull
+from runnel.errors import RecordError, RedisUnavailable, StreamFull
 from runnel.instruments import LossDetected
 from runnel.streams import Stream
 
@@ -128,6 +128,107 @@ async def test_a_cancelled_send_leaves_the_others_in_order(app_name: str, redis_
         found = await numbers(app, stream)
         assert found == sorted(set(found))
         assert set(found) >= {n for n in range(200) if n % 7}
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+async def test_a_thousand_concurrent_sends_keep_the_order_of_their_calls_and_get_their_own_ids(
+    app_name: str, redis_url: str, rounds: int
+) -> None:
+    """Enough for two connections at a time: part of it is on its way before the last of the calls."""
+    async with App(name=app_name, redis_url=redis_url, partition_count=8) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        sent: list[tuple[Step, str]] = []
+        for number in range(rounds):
+            records = [Step(key=f"key-{n % 23}", n=n) for n in range(number * 1200, (number + 1) * 1200)]
+            answers = await asyncio.gather(*(stream.send(record) for record in records))
+            sent += [(record, entry_id) for record, [entry_id] in zip(records, answers, strict=True)]
+        async with inspecting(app) as redis:
+            for partition in range(8):
+                stored = [
+                    (Step.model_validate_json(fields[b"data"]), entry_id)
+                    for entry_id, fields in await redis.entries(stream, partition)
+                ]
+                assert stored == [item for item in sent if stream.partition_of(item[0]) == partition]
+
+
+async def test_what_is_left_of_a_cancelled_send_is_not_sent(app_name: str, redis_url: str) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=10)
+    await register(app, stream)
+    cancelled = asyncio.create_task(stream.send(*steps("a", 25)))
+    later = asyncio.create_task(stream.send(Step(key="a", n=25)))
+    async with inspecting(app) as redis:
+        await eventually(lambda: redis.link.call("XLEN", stream.keys.log(0)))
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    async with running(app):
+        assert len(await later) == 1
+        await eventually(lambda: seen and seen[-1] == 25)
+    assert seen == [*range(10), 25]
+
+
+async def test_a_send_is_on_its_way_when_it_is_called_in_the_order_of_the_calls(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        first = stream.send(*steps("a", 3))
+        second = stream.send(Step(key="a", n=3))
+        third = stream.send(*steps("a", 3, start=4))
+        last = await third
+        found = [*await first, *await second, *last]
+        assert await numbers(app, stream) == list(range(7))
+        async with inspecting(app) as redis:
+            assert [entry_id for entry_id, _ in await redis.entries(stream, 0)] == found
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_send_may_be_a_task_or_wait_in_a_group_or_for_so_long(
+    app_name: str, redis_url: str, number: int
+) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=2) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        task = asyncio.create_task(stream.send(*steps("a", number)))
+        async with asyncio.TaskGroup() as group:
+            grouped = group.create_task(stream.send(*steps("a", number, start=10)))
+        in_time = await asyncio.wait_for(stream.send(*steps("a", number, start=20)), 10)
+        assert [len(ids) for ids in (await task, grouped.result(), in_time)] == [number] * 3
+
+
+@pytest.mark.parametrize("records", [[1], [1, 2]])
+async def test_what_is_wrong_with_a_record_is_raised_where_it_is_awaited(
+    app_name: str, redis_url: str, records: list[int]
+) -> None:
+    async with App(name=app_name, redis_url=redis_url) as app:
+        stream = app.stream("steps", record=Step, partition_by="key")
+        sending = stream.send(*records)  # type: ignore[arg-type]
+        with pytest.raises(RecordError, match="takes records of Step, not int"):
+            await sending
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_send_that_waits_for_room_is_given_up_after_a_timeout(
+    app_name: str, redis_url: str, number: int
+) -> None:
+    app, stream, seen = declare(app_name, redis_url, partition_size=10)
+    await register(app, stream)
+    await stream.send(*steps("a", 10))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stream.send(*steps("a", number, start=10)), 0.1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.create_task(stream.send(*steps("a", number, start=10))), 0.1)
+    async with running(app):
+        await stream.send(Step(key="a", n=20))
+        await eventually(lambda: seen[-1] == 20)
+    assert seen == [*range(10), 20]
+
+
+def test_a_send_may_be_made_before_there_is_an_event_loop(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    sending = app.stream("steps", record=Step, partition_by="key").send(Step(key="a", n=1))
+
+    async def main() -> list[str]:
+        async with app:
+            return await sending
+
+    assert len(asyncio.run(main())) == 1
 
 
 async def test_closing_an_app_sends_what_is_under_way(app_name: str, redis_url: str) -> None:

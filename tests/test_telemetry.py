@@ -56,6 +56,18 @@ async def dead(events):
         print("dead", event.order_id)
 """
 
+STUBBORN = """
+from runnel import ExceptionPolicy
+from shop import app, orders
+
+
+@app.processor(orders, exception_policy=ExceptionPolicy.QUARANTINE)
+async def stubborn(events):
+    async for order in events.records():
+        if order.note == "bad":
+            raise ValueError("bad")
+"""
+
 
 @pytest.fixture
 def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp_path: Path) -> Iterator[Project]:
@@ -118,6 +130,7 @@ def test_the_metrics_tell_what_has_happened(project: Project) -> None:
         ("runnel_handler_seconds_count", (flaky,)): 21.0,
         ("runnel_end_to_end_seconds_count", (flaky,)): 21.0,
         ("runnel_end_to_end_seconds_count", (("processor", "batches"),)): 22.0,
+        ("runnel_partitions", (flaky,)): 4.0,
         ("runnel_partitions_owned", (flaky,)): 4.0,
         ("runnel_partitions_gained_total", (flaky,)): 4.0,
         ("runnel_partitions_lost_total", (flaky,)): 0.0,
@@ -212,6 +225,22 @@ def test_a_worker_that_stops_is_not_ready_but_alive_until_the_end(project: Proje
     assert get(f"{url}/livez")[0] == 200
     (project.directory / "gate").touch()
     assert worker.ends() == 0
+
+
+@pytest.mark.processes
+def test_what_is_paused_is_not_quarantined(project: Project) -> None:
+    project.write(stubborn=STUBBORN)
+    worker = project.start("worker", "stubborn:app", "--processors", "stubborn", "--http", "0")
+    url = serving(worker)
+    worker.says("partitions assigned")
+    project.send(1, note="bad")
+    quarantined = ("runnel_partitions_quarantined", (("processor", "stubborn"),))
+    until(lambda: samples(url)[quarantined] == 1, lambda: worker.stderr)
+    assert project.run("processor", "pause", "stubborn:stubborn").returncode == 0
+    worker.says("] paused ")
+    assert samples(url)[quarantined] == 1, "three are only paused"
+    assert value(url, "runnel_partitions_owned", processor="stubborn") == 4
+    assert worker.stop() == 0
 
 
 @pytest.mark.processes

@@ -8,14 +8,13 @@ import importlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from runnel._redis.link import Endpoint
-from runnel._redis.producer import Limits
+from runnel._redis.producer import Limits, Producer
 from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
@@ -315,16 +314,24 @@ class App:
 
     # Sending
 
-    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
-        """Append entries; what :meth:`Stream.send` calls."""
-        outbox = self._outbox()
-        if self.tracing is None:
-            return outbox.send(stream, items)
-        return self.tracing.send(stream.name, items, partial(outbox.send, stream))
+    @property
+    def traced(self) -> bool:
+        """Whether sends go through :meth:`send_traced`."""
+        return self.tracing is not None
 
-    def partition_count(self, stream: Stream[Any]) -> int:
-        """How many partitions there are where :meth:`send` sends to."""
-        return self._outbox().partition_count(stream)
+    def producer(self, stream: Stream[Any]) -> Producer:
+        """What :meth:`Stream.send` sends through, on this event loop."""
+        return self._outbox().producer(stream, b"" if self.traced else stream.codec.field)
+
+    async def send_traced(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> list[str]:
+        """Append entries, all their fields given, that carry the context of a span."""
+        assert self.tracing is not None
+        producer = self.producer(stream)
+
+        def append(items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
+            return producer.send([partition for partition, _ in items], [entry for _, entry in items])
+
+        return list(await self.tracing.send(stream.name, items, append))
 
     async def send_once(
         self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], *, origin: str

@@ -87,12 +87,17 @@ class Codec(Generic[R]):
         DecodeError: they are not a record of this type.
     """
 
-    encode: Callable[[R], tuple[bytes, ...]]
-    """The fields of an entry, flat: name, value, name, value."""
+    field: bytes
+    """The only field that every entry has; empty where there are several."""
+
+    encode: Callable[[R], Any]
+    """The value of that field; where there are several, all of them, flat: name, value, name, value."""
 
 
 class StructuredCodec(Codec[R]):
     """One field ``data``, serialized, and compressed where asked for."""
+
+    field = _DATA
 
     def __init__(self, record: type[R], serializer: Serializer, compressor: Compressor | None) -> None:
         self.format = serializer.name
@@ -119,16 +124,16 @@ class StructuredCodec(Codec[R]):
     @staticmethod
     def _encoder(
         dump: Callable[[R], bytes], serializer: Serializer, compressor: Compressor | None
-    ) -> Callable[[R], tuple[bytes, ...]]:
+    ) -> Callable[[R], bytes]:
         if compressor is not None:
             head = _ENVELOPE + compressor.name.encode() + _ENVELOPE
-            return lambda record: (_DATA, head + compressor.compress(dump(record)))
+            return lambda record: head + compressor.compress(dump(record))
         if type(serializer) is JSONSerializer:  # no JSON begins like an envelope
-            return lambda record: (_DATA, dump(record))
+            return dump
 
-        def encode(record: R) -> tuple[bytes, ...]:
+        def encode(record: R) -> bytes:
             data = dump(record)
-            return (_DATA, data if data[:1] != _ENVELOPE else _ENVELOPE + _ENVELOPE + data)
+            return data if data[:1] != _ENVELOPE else _ENVELOPE + _ENVELOPE + data
 
         return encode
 
@@ -161,6 +166,7 @@ class PrimitiveCodec(Codec[R]):
     """Native fields of the stream: one per field of the record."""
 
     format = "primitive"
+    field = b""
 
     def __init__(self, record: type[R]) -> None:
         readers = {name.encode(): (name, _READERS[field.annotation]) for name, field in record.model_fields.items()}

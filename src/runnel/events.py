@@ -278,6 +278,7 @@ class Events(Generic[R]):
         if previous is not None:
             self._loops.remove(previous)
             await _finish(previous)
+            await self._settle()
 
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
@@ -314,7 +315,13 @@ class Events(Generic[R]):
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
-        while await self._settle():
+        while True:
+            held = self._held
+            if held is not None:  # as in _settle, without its coroutine: 0.95 instead of 1.3 µs per raw event
+                self._held = None
+                feed.finish(held[0], 1)  # type: ignore[arg-type]
+                if self._commit_each:
+                    await feed.flush(feed)
             while not feed.entries or (now := clock()) >= feed.check_at:
                 self._end_run()
                 if not await feed.ready():

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
@@ -22,22 +22,16 @@ ONCE_EXPIRY = 7 * 24 * 3600 * 1000
 
 
 class Outbox:
-    """One connection, and a producer per stream, made when something is sent to it first."""
+    """Two connections, the second one for when there is much to send, and a producer per stream."""
 
     def __init__(self, endpoint: Endpoint, instruments: Instruments) -> None:
         self._instruments = instruments
-        self._link = Link(endpoint)
-        self._producers: dict[str, Producer] = {}
+        self._link, self._second = Link(endpoint), Link(endpoint)
+        self._producers: dict[tuple[str, bytes], Producer] = {}
 
-    def send(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
-        return self._producer(stream).send(items)
-
-    def partition_count(self, stream: Stream[Any]) -> int:
-        """How many partitions there are where :meth:`send` sends to."""
-        return self._producer(stream).partition_count
-
-    def _producer(self, stream: Stream[Any]) -> Producer:
-        producer = self._producers.get(stream.name)
+    def producer(self, stream: Stream[Any], field: bytes) -> Producer:
+        """The producer of a stream and of entries with that only field, if any; made when something is sent first."""
+        producer = self._producers.get((stream.name, field))
         if producer is None:
             link = self._link
 
@@ -45,8 +39,15 @@ class Outbox:
                 await stream.declare(link)
                 return stream.destination
 
-            producer = Producer(link, stream.destination, stream.options.limits, self._instruments, prepare)
-            self._producers[stream.name] = producer
+            producer = Producer(
+                (link, self._second),
+                stream.destination,
+                field,
+                stream.options.limits,
+                self._instruments,
+                prepare,
+            )
+            self._producers[stream.name, field] = producer
         return producer
 
     async def send_once(
@@ -81,3 +82,4 @@ class Outbox:
         for producer in self._producers.values():
             await producer.close()
         await self._link.close()
+        await self._second.close()

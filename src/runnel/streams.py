@@ -1,6 +1,7 @@
 """A stream: typed records, partitioned by a key."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from asyncio import get_running_loop
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
@@ -10,10 +11,11 @@ from runnel._core.routing import hasher_name, partition_of
 from runnel._redis.generations import see_through
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
-from runnel._redis.producer import Limits
+from runnel._redis.producer import Limits, Producer
 from runnel._redis.queries import metadata
 from runnel._redis.rerouting import Destination
 from runnel._redis.scripts import declare
+from runnel._redis.sending import Sending
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
 from runnel.errors import (
     ConfigurationError,
@@ -36,16 +38,20 @@ R = TypeVar("R", bound=Record)
 class Outlet(Protocol):
     """What a stream sends through; the app implements it."""
 
-    def send(self, stream: "Stream[Any]", items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
-        """Append entries to partitions; returns their ids."""
-
-    def partition_count(self, stream: "Stream[Any]") -> int:
-        """How many partitions there are where :meth:`send` sends to."""
+    def producer(self, stream: "Stream[Any]") -> Producer:
+        """What appends to it, on the event loop that runs."""
 
     async def send_once(
         self, stream: "Stream[Any]", route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
     ) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether sends go through ``send_traced``."""
+
+    async def send_traced(self, stream: "Stream[Any]", items: Sequence[tuple[int, Sequence[bytes]]]) -> list[str]:
+        """Append entries, all their fields given, that carry the context of a span."""
 
     def sibling(self, stream: "Stream[R]", name: str) -> "Stream[R]":
         """The stream ``name`` with the properties of another; declared if it is not yet."""
@@ -109,9 +115,14 @@ class Stream(Generic[R]):
             else StructuredCodec(record, options.serializer, options.compressor)
         )
         self.outlet = outlet
+        self._hasher = options.hasher
+        self._encode = self.codec.encode
+        self._producer: Producer | None = None
 
-    async def send(self, *records: R) -> list[str]:
+    def send(self, *records: R) -> Coroutine[Any, Any, list[str]]:
         """Append records to the stream, each to the partition of its key. Those with equal keys keep their order.
+
+        They are on their way when this is called, in the order of the calls; await it to know that they have arrived.
 
         Arguments:
             records: any number. Many at a time are much faster than many calls.
@@ -129,21 +140,56 @@ class Stream(Generic[R]):
         Example:
             ``await orders.send(Order(order_id=1, amount=9.99))``
         """
-        for record in records:
-            if not isinstance(record, self.record):
-                raise RecordError(
-                    f'The stream "{self.name}" takes records of {self.record.__name__}, not {type(record).__name__}.'
-                )
-        count = self.outlet.partition_count(self)
-        if len(records) == 1:
-            [record] = records
-            return list(await self.outlet.send(self, [(self.partition_of(record, count), self.codec.encode(record))]))
-        items = list(zip(self._partitions_of(records, count), map(self.codec.encode, records), strict=True))
-        return list(await self.outlet.send(self, items)) if items else []
+        # Every record is encoded before any is sent.
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            return self._send_later(records)
+        if self.outlet.traced:
+            return self._send_traced(records)
+        producer = self._producer
+        if producer is None or producer.loop is not loop:
+            producer = self._producer = self.outlet.producer(self)  # 0.7 µs
+        try:
+            if len(records) == 1:
+                [record] = records
+                if not isinstance(record, self.record):
+                    raise self._not_of_ours(type(record))
+                try:  # partition_of, without its calls: 0.4 instead of 0.8 µs
+                    partition = index(self._hasher(self._key(record))) % producer.partition_count
+                except Exception:
+                    partition = self.partition_of(record, producer.partition_count)  # says what is wrong
+                return producer.send_one(partition, self._encode(record))
+            for kind in set(map(type, records)):
+                if not issubclass(kind, self.record):
+                    raise self._not_of_ours(kind)
+            partitions = self._partitions_of(records, producer.partition_count)
+            return producer.send(partitions, list(map(self._encode, records)))
+        except Exception as error:
+            failed = Sending(loop=loop)
+            failed.set_exception(error)
+            return failed
+
+    async def _send_later(self, records: Sequence[R]) -> list[str]:
+        """There is no event loop yet: ``asyncio.run(stream.send(record))``."""
+        return await self.send(*records)
+
+    async def _send_traced(self, records: Sequence[R]) -> list[str]:
+        """A coroutine: its span is current in it alone."""
+        for kind in set(map(type, records)):
+            if not issubclass(kind, self.record):
+                raise self._not_of_ours(kind)
+        partitions = self._partitions_of(records, self.outlet.producer(self).partition_count)
+        field = self.codec.field
+        entries = [(field, value) if field else value for value in map(self._encode, records)]
+        return await self.outlet.send_traced(self, list(zip(partitions, entries, strict=True))) if records else []
+
+    def _not_of_ours(self, kind: type) -> RecordError:
+        return RecordError(f'The stream "{self.name}" takes records of {self.record.__name__}, not {kind.__name__}.')
 
     def _partitions_of(self, records: Sequence[R], count: int) -> list[int]:
         """:meth:`partition_of` each, without its calls: 0.16 instead of 0.23 µs per record."""
-        hasher = self.options.hasher
+        hasher = self._hasher
         try:
             return [index(hasher(key)) % count for key in map(self._key, records)]
         except Exception:
@@ -206,8 +252,9 @@ class Stream(Generic[R]):
         """Where producers append to, as far as this process knows."""
         count = self.partition_count
 
-        def partition_of_entry(entry: Sequence[bytes]) -> int:
-            return self.partition_of(self.codec.decode(entry), count)
+        def partition_of_entry(entry: Sequence[bytes] | bytes) -> int:
+            fields = (self.codec.field, entry) if isinstance(entry, bytes) else entry
+            return self.partition_of(self.codec.decode(fields), count)
 
         return Destination(self.keys, count, partition_of_entry)
 

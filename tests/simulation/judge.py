@@ -170,7 +170,7 @@ class Judge:
         if answer.status is AppendStatus.OK:
             ids = consecutive(answer.detail, len(batch.entries))
             self.logs[batch.partition] |= {
-                entry_id.encode(): value for entry_id, (_, value) in zip(ids, batch.entries, strict=True)
+                entry_id.encode(): value for entry_id, value in zip(ids, batch.entries, strict=True)
             }
             self.unchecked = (self.unchecked or set()) | {batch.partition}
 

@@ -63,7 +63,7 @@ class Producer(Caller):
     def appending(self) -> Call:
         world = self.world
         self.batches = batches = [
-            Batch(p, self.alias, lane.sequence + 1, lane.confirmed, [(b"data", value) for value in lane.values])
+            Batch(p, self.alias, lane.sequence + 1, lane.confirmed, list(lane.values), b"data")
             for p, lane in self.lanes.items()
             if lane.values
         ]

@@ -128,7 +128,7 @@ class _Exchange(asyncio.Protocol):
         )
         self._reply: asyncio.Future[Any] | None = None
         self.reply_size = 0
-        self._lost = False
+        self.lost = False
         self._timeout = 0.0
         self._deadline = 0.0
         self._unsent = 0
@@ -142,7 +142,7 @@ class _Exchange(asyncio.Protocol):
             ResponseError: the reply is an error.
             ConnectionError, TimeoutError: there is none.
         """
-        if self._lost:
+        if self.lost:
             raise exceptions.ConnectionError("Connection closed by server.")
         # One timer for all calls, which looks at the deadline when it ends; asyncio.timeout costs 3.9 µs per call.
         self._timeout, self._deadline = timeout, self._loop.time() + timeout
@@ -201,7 +201,7 @@ class _Exchange(asyncio.Protocol):
         self._before.connection_lost(error)  # redis-py waits for it when it closes
 
     def _fail(self, error: Exception) -> None:
-        self._lost = True
+        self.lost = True
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
         self._transport.close()
@@ -249,6 +249,11 @@ class Link:
             except BaseException:  # cancelled, or something we do not know: the connection is not usable any more
                 await self._drop()
                 raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call would be on its way to the server before it waits for anything."""
+        return self._exchange is not None and not self._exchange.lost and not self._turn.locked()
 
     @property
     def reply_size(self) -> int:

@@ -23,15 +23,15 @@ class Destination:
 
     keys: StreamKeys
     partition_count: int
-    partition_of: Callable[[Entry], int]
+    partition_of: Callable[[Entry | bytes], int]
 
 
 def divided(
-    entries: Sequence[Entry],
+    entries: Sequence[Entry | bytes],
     appended: Sequence[str],
-    sent: "asyncio.Future[Sequence[str]]",
-    partition_of: Callable[[Entry], int],
-) -> list[tuple[int, list[Entry], "asyncio.Future[Sequence[str]]"]]:
+    sent: "asyncio.Future[list[str]]",
+    partition_of: Callable[[Entry | bytes], int],
+) -> list[tuple[int, list[Entry | bytes], "asyncio.Future[list[str]]"]]:
     """What one call of ``send`` had for one partition, for the partitions where it belongs now.
 
     Arguments:
@@ -45,7 +45,7 @@ def divided(
         the order of the entries.
     """
     partitions = [partition_of(entry) for entry in entries]
-    parts: dict[int, list[Entry]] = {}
+    parts: dict[int, list[Entry | bytes]] = {}
     for partition, entry in zip(partitions, entries, strict=True):
         parts.setdefault(partition, []).append(entry)
     if len(parts) == 1 and not appended:
@@ -64,7 +64,7 @@ def divided(
         ids = {partition: iter(future.result()) for partition, future in futures.items()}
         sent.set_result([*appended, *(next(ids[partition]) for partition in partitions)])
 
-    def give_up(whole: "asyncio.Future[Sequence[str]]") -> None:
+    def give_up(whole: "asyncio.Future[list[str]]") -> None:
         if whole.cancelled():
             for future in futures.values():
                 future.cancel()

@@ -336,13 +336,17 @@ class AppendStatus(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries for one partition, under one sequence of a producer, which knows that ``confirmed`` is stored."""
+    """Entries for one partition, under one sequence of a producer, which knows that ``confirmed`` is stored.
+
+    Where all entries have one and the same ``field`` and no other, they are given as its values.
+    """
 
     partition: int
     producer: str
     sequence: int
     confirmed: int
-    entries: Sequence[Entry]
+    entries: Sequence[Entry] | Sequence[bytes]
+    field: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,15 +378,11 @@ async def append(
     arguments: list[Any] = [limit, "trim" if trim else "guard", expiry, keys.positions_prefix(slot_group)]
     for batch in batches:
         names += (keys.log(batch.partition), keys.sequence(batch.partition, batch.producer))
-        entries = batch.entries
-        field = entries[0][0] if len(entries[0]) == 2 else b""
-        values = [entry[1] for entry in entries if len(entry) == 2 and entry[0] == field]
-        if field and len(values) == len(entries):
-            arguments += (batch.partition, batch.sequence, batch.confirmed, len(entries), field)
-            arguments += values
+        arguments += (batch.partition, batch.sequence, batch.confirmed, len(batch.entries), batch.field)
+        if batch.field:
+            arguments += batch.entries
             continue
-        arguments += (batch.partition, batch.sequence, batch.confirmed, len(entries), b"")
-        for entry in entries:
+        for entry in batch.entries:
             arguments.append(len(entry))
             arguments += entry
     answers = await _append(link, names, arguments)

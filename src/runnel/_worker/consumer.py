@@ -133,6 +133,11 @@ class PartitionConsumer:
         return self._events.held
 
     @property
+    def quarantined(self) -> bool:
+        """Whether it is parked because an event failed, and not because somebody has paused the processor."""
+        return self.state is PartitionState.PARKED and self._quarantined
+
+    @property
     def in_progress(self) -> str:
         """The id of the first event that the function is processing; empty if it is not."""
         held = self._events.held if self._calling else ()
@@ -419,6 +424,7 @@ class PartitionConsumer:
             await self._drain_wanted.wait()
         elif self.state in (PartitionState.RUNNING, PartitionState.PARKED):
             self._marked_at = math.inf  # an answer that does not know of the mark must not end it
+            self._quarantined = True
             if self.state is PartitionState.RUNNING:
                 self.state = advance(self.state, Step.PARK)
             self._woken.clear()

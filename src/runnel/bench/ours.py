@@ -5,7 +5,9 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import AsyncGenerator
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from runnel import App
@@ -49,6 +51,7 @@ async def process(
     prefetch_count: int | None = None,
     middleware: bool = False,
     processors: int = 1,
+    metrics: bool = False,
 ) -> dict[str, float]:
     """A worker, from its first event to its last commit and its leave.
 
@@ -56,6 +59,7 @@ async def process(
         style: ``records`` one at a time, ``raw`` events one at a time, or lists of records by ``take``.
         middleware: whether there is one.
         processors: how many there are; each processes all the events.
+        metrics: whether processing is measured, and health and metrics are served and asked for.
     """
     of = Shape(**shape)
     app, orders = place.stream(of, **({} if prefetch_count is None else {"prefetch_count": prefetch_count}))
@@ -91,11 +95,31 @@ async def process(
     function = {"records": records, "raw": raw, "take": take}[style]
     for number in range(processors):
         app.processor(orders, name=f"{place.name}-{number}", middleware=[PassOn()] if middleware else [])(function)
-    worker = Worker(app)
-    await worker.run()
+    worker = Worker(app, measured=metrics)
+    async with _scraped(worker) if metrics else nullcontext():
+        await worker.run()
     assert seen == wanted, f"processed {seen} of {wanted}"
     assert span is not None
     return span.rate(seen)
+
+
+@asynccontextmanager
+async def _scraped(worker: Worker) -> AsyncIterator[None]:
+    """With metrics that are asked for once a second; Prometheus does it every 15 or 30."""
+    from runnel.telemetry.http import HealthServer
+
+    health = HealthServer(worker, "127.0.0.1", 0)
+    health.start()
+
+    async def scrape() -> None:
+        while True:
+            await asyncio.to_thread(lambda: urllib.request.urlopen(f"{health.url}/metrics").read())
+            await asyncio.sleep(1.0)
+
+    scraping = asyncio.create_task(scrape())
+    yield
+    scraping.cancel()
+    await health.stop()
 
 
 async def send(place: Place, shape: dict[str, Any], concurrent: bool) -> dict[str, float]:

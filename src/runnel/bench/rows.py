@@ -1,7 +1,7 @@
 """What is measured, and what it must reach. Each row compares two sides; several rows share one."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from runnel.bench.place import Shape
@@ -36,12 +36,14 @@ class Side:
         parameters: as JSON has them.
         reads: what must be in the stream before.
         durable: whether the server must have an append-only file.
+        needs: a module that must be installed.
     """
 
     function: str
     parameters: dict[str, Any]
     reads: Shape | None = None
     durable: bool = False
+    needs: str = ""
 
     @property
     def label(self) -> str:
@@ -118,6 +120,7 @@ def rows(scale: Scale) -> list[Row]:
     default = _reading("ours.process", all_of_it)
     hundred = _reading("ours.process", all_of_it, prefetch_count=100)
     middleware = _reading("ours.process", all_of_it, middleware=True)
+    metrics = replace(_reading("ours.process", all_of_it, metrics=True), needs="uvicorn")
     hot = _reading("ours.process", Shape(n, hot=True))
     sent = asdict(all_of_it)
     bare_send = Side("bare.send", {"shape": sent})
@@ -157,6 +160,7 @@ def rows(scale: Scale) -> list[Row]:
             1.4,
         ),
         Ratio("middleware", "with one middleware; beside ours without", "rate", middleware, default, 0.6),
+        Ratio("metrics", "metrics, asked for each second; beside ours without", "rate", metrics, default, 0.95),
         Ratio("hot-partition", "one hot partition; beside ours with 16", "rate", hot, default, 0.5),
         Ratio(
             "send-many",

@@ -5,6 +5,7 @@ import secrets
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from runnel._redis.keys import all_of_app
@@ -97,6 +98,8 @@ class Suite:
                 asyncio.run(self._remove(url))
 
     def _take_turn(self, side: Side, url: str) -> Figures | str:
+        if side.needs and find_spec(side.needs) is None:
+            return f"{side.needs} is not installed"
         if side.durable and "aof_current_size" not in asyncio.run(self._ask(url, _persistence)):
             return "the server has no append-only file"
         if side.reads is not None and (url, side.reads) not in self._filled:

@@ -42,6 +42,7 @@ METRICS = {
     for metric in (
         Metric("runnel_info", "gauge", ("app", "version", "server"), "Always 1."),
         Metric("runnel_member_joined", "gauge", _BY_PROCESSOR, "1 while the worker has a seat in the group."),
+        Metric("runnel_partitions", "gauge", _BY_PROCESSOR, "Partitions of its stream."),
         Metric("runnel_partitions_owned", "gauge", _BY_PROCESSOR, "Partitions that the worker has."),
         Metric("runnel_partitions_quarantined", "gauge", _BY_PROCESSOR, "Of these, stopped because an event failed."),
         Metric(
@@ -168,11 +169,11 @@ class Figures:
                 for consumer in member.consumers
                 if consumer.state not in (PartitionState.GRANTED, PartitionState.RELEASED, PartitionState.LOST)
             ]
-            quarantined = sum(consumer.state is PartitionState.PARKED for consumer in owned)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
+                "runnel_partitions": member.processor.stream.partition_count,
                 "runnel_partitions_owned": len(owned),
-                "runnel_partitions_quarantined": quarantined,
+                "runnel_partitions_quarantined": sum(consumer.quarantined for consumer in owned),
                 "runnel_partitions_stalled": len(member.stalled),
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),

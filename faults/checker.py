@@ -6,22 +6,17 @@ about the end of a run, and done by the stage.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Note, Send, Serial
+from faults.history import Acquire, Commit, Effect, EntryId, History, Look, Send, Serial
+from faults.known import Known
 
 __all__ = ["CHECKS", "Violation", "check"]
-
-T = TypeVar("T", Effect, Acquire, Commit)
 
 CRASH_LOSS = 2.5
 """Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
 sync under way may be a second late; the rest is for the clock of the one who was told."""
-
-AFTER_FREEZE = 0.2
-"""Seconds after the end of a freeze within which what was under way may still end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class Violation:
     """A broken promise.
 
     Attributes:
-        check: C1 to C8.
+        check: C1 to C8, C10, or what a play calls it.
         text: what is wrong.
         at: when, for the account; ``None`` if at no particular time.
         partition: where.
@@ -46,87 +41,44 @@ class Violation:
 
 def check(history: History) -> list[Violation]:
     """Every violation, the earliest of each check first."""
-    known = _Known(history)
+    known = Known(history)
     return [violation for test in CHECKS for violation in test(known)]
 
 
-class _Known:
-    """A history with what more than one check needs."""
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-        self.handled = {effect.serial for effect in history.effects}
-        self.logged = {entry.serial for entry in history.log}
-        self.crashes = [d.started for d in history.disturbances if d.kind == "crash"]
-        self.effects = _by_partition(history.effects)
-        self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
-        self.commits = _by_partition(history.commits)
-        ids: dict[int, set[EntryId]] = defaultdict(set)
-        for entry in history.log:
-            ids[entry.partition].add(entry.id)
-        self.present = {partition: sorted(found) for partition, found in ids.items()}
-
-    def reported(self, partition: int, since: float) -> bool:
-        """Whether anybody said that data of a partition is gone, at ``since`` or later."""
-        return any(_reports_loss(note, partition) for note in self.history.notes if note.at >= since)
-
-    def disturbed(self, pid: int, start: float, end: float) -> bool:
-        """Whether a process was kept from knowing the time between two times."""
-        return any(
-            d.pid == pid
-            and d.kind in ("freeze", "hold", "cut")
-            and d.started <= end
-            and d.ended + AFTER_FREEZE >= start
-            for d in self.history.disturbances
-        )
-
-    def destroyed(self, partition: int) -> Iterator[Disturbance]:
-        """When entries or positions of a partition were destroyed, or the server has crashed."""
-        for d in self.history.disturbances:
-            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
-                yield d
-
-
-def _reports_loss(note: Note, partition: int) -> bool:
-    match note.name:
-        case "PartitionRewound":
-            return note.fields["partition"] == partition and note.fields["reason"] != "reset"
-        case "LossDetected" | "SequenceGap" | "LogReplaced":
-            return bool(note.fields["partition"] == partition)
-        case "ServerRestarted":
-            return True
-    return False
-
-
-def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
-    found: dict[int, list[T]] = defaultdict(list)
-    for item in items:
-        found[item.partition].append(item)
-    return found
-
-
-def nothing_is_lost(known: _Known) -> Iterator[Violation]:
+def nothing_is_lost(known: Known) -> Iterator[Violation]:
     """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
     missing: dict[int, list[Send]] = defaultdict(list)
-    partitions = dict(_partitions(known).items())
     for send in known.history.sends.values():
         if send.outcome == "O" and send.serial not in known.handled:
-            missing[partitions.get(send.key, -1)].append(send)
+            missing[known.partition_of(send)].append(send)
     for partition, sends in missing.items():
         for send in sends:
             reason = _unexcused(known, send, partition)
             if reason:
                 yield Violation("C1", f"lost: {_name(send)}, sent as {send.id}: {reason}", send.ended, partition)
+        deleted = [d for send in sends if (d := known.deleted(send, partition)) is not None]
+        if deleted:
+            since = min(d.started for d in deleted)
+            told = sum(
+                note.fields["entries"]
+                for note in known.history.notes
+                if note.name == "LossDetected" and note.fields["partition"] == partition and note.at >= since
+            )
+            if told < len(deleted):
+                text = f"{len(deleted)} entries were deleted unread, and the loss of {told} was reported"
+                yield Violation("C1", text, since, partition)
 
 
-def _unexcused(known: _Known, send: Send, partition: int) -> str:
+def _unexcused(known: Known, send: Send, partition: int) -> str:
     assert send.ended is not None
     assert send.id is not None
     if send.serial in known.logged:
         return "it is in the log, and was not handled"
+    if (d := known.deleted(send, partition)) is not None:
+        return "" if known.reported(partition, d.started) else "it was deleted, and nobody has reported it"
     for d in known.destroyed(partition):
-        if d.kind == "crash" and not 0 <= d.started - send.ended <= CRASH_LOSS:
-            continue
+        if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
+            continue  # confirmed long before, or by the server that was started again
         if d.kind == "destroy" and send.invoked > d.ended:
             continue
         if not known.reported(partition, d.started):
@@ -137,7 +89,7 @@ def _unexcused(known: _Known, send: Send, partition: int) -> str:
     return "it is not in the log, and nothing has happened that may take it"
 
 
-def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> EntryId | None:
+def _kept_after(known: Known, partition: int, send: Send, crash: float) -> EntryId | None:
     """An entry of the same partition that was confirmed before the crash, behind the lost one, and kept."""
     for other in known.history.sends.values():
         if (
@@ -147,19 +99,13 @@ def _kept_after(known: _Known, partition: int, send: Send, crash: float) -> Entr
             and other.ended < crash
             and other.serial in known.logged
             and other.id > send.id
-            and _partitions(known).get(other.key) == partition
+            and known.partitions.get(other.key) == partition
         ):
             return other.id
     return None
 
 
-def _partitions(known: _Known) -> dict[str, int]:
-    """Key -> partition, as seen in logs and effects."""
-    found = {entry.key: entry.partition for entry in known.history.log}
-    return found | {effect.key: effect.partition for effect in known.history.effects}
-
-
-def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
+def commits_form_a_chain(known: Known) -> Iterator[Violation]:
     """C2: each accepted commit begins where an accepted one, or an acquire, has ended; none begins twice.
 
     A commit whose answer was never read may have been accepted: an acquire that returns its end proves it.
@@ -187,13 +133,28 @@ def commits_form_a_chain(known: _Known) -> Iterator[Violation]:
                 )
 
 
-def _rewound(known: _Known, *commits: Commit) -> bool:
+def _rewound(known: Known, *commits: Commit) -> bool:
     """Whether the partition was acquired again between commits, which is how a rewind goes on."""
     first, last = min(c.sent for c in commits), max(c.answered for c in commits)
     return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
 
 
-def order_is_kept(known: _Known) -> Iterator[Violation]:
+def positions_only_grow(known: Known) -> Iterator[Violation]:
+    """C2: whenever the server was asked, the position was not lower than before, unless it has lost data."""
+    for partition, looks in known.looks.items():
+        before: Look | None = None
+        for look in looks:
+            if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
+                yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
+            before = look
+
+
+def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
+    """Whether data was destroyed between two looks."""
+    return any(d.started <= until.answered and d.ended >= since.sent for d in known.destroyed(partition))
+
+
+def order_is_kept(known: Known) -> Iterator[Violation]:
     """C3: each owner handles the entries behind the position it was given, one after the other, without a gap.
 
     And the log itself has the events of a key in the order in which they were sent.
@@ -219,7 +180,7 @@ def order_is_kept(known: _Known) -> Iterator[Violation]:
         last[entry.key] = (entry.number, entry.id)
 
 
-def _behind_the_committed(known: _Known, acquire: Acquire) -> Commit | None:
+def _behind_the_committed(known: Known, acquire: Acquire) -> Commit | None:
     """A commit that was accepted before an acquire was sent, and that it does not continue; unless data was lost."""
     accepted = [c for c in known.commits[acquire.partition] if c.status == "OK" and c.answered < acquire.sent]
     furthest = max(accepted, key=lambda commit: commit.offset, default=None)
@@ -248,7 +209,7 @@ def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[E
         at = effect.id
 
 
-def tokens_fence(known: _Known) -> Iterator[Violation]:
+def tokens_fence(known: Known) -> Iterator[Violation]:
     """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one."""
     for partition, acquires in known.acquires.items():
         highest: Acquire | None = None
@@ -268,15 +229,27 @@ def tokens_fence(known: _Known) -> Iterator[Violation]:
                     text = f"{commit} was accepted after {acquire}"
                     yield Violation("C4", text, commit.answered, partition)
                     break
+        for look in known.looks[partition]:
+            for acquire in acquires:
+                if acquire.token > look.token and acquire.answered < look.sent:
+                    if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
+                        continue
+                    text = f"the server has an older token, {look}, after {acquire}"
+                    yield Violation("C4", text, look.answered, partition)
+                    break
 
 
-def one_owner_acts(known: _Known) -> Iterator[Violation]:
-    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed."""
+def one_owner_acts(known: Known) -> Iterator[Violation]:
+    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed.
+
+    Even then, it begins no event after its successor has begun one, but for one that it had in its hand when it was
+    frozen.
+    """
     for partition, effects in known.effects.items():
         latest: Effect | None = None  # of those begun so far, the one with the highest token that ends last
         for effect in sorted(effects, key=lambda effect: effect.started):
             if latest is not None and effect.token < latest.token:
-                if not known.disturbed(effect.pid, latest.started - 10, effect.ended):
+                if not known.in_hand(effect):
                     text = f"an old owner began: {effect} after {latest}"
                     yield Violation("C5", text, effect.started, partition)
                 continue
@@ -291,7 +264,7 @@ def one_owner_acts(known: _Known) -> Iterator[Violation]:
                 latest = effect
 
 
-def bytes_agree(known: _Known) -> Iterator[Violation]:
+def bytes_agree(known: Known) -> Iterator[Violation]:
     """C6: what was sent, what the log holds and what was handled is the same."""
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
@@ -299,7 +272,7 @@ def bytes_agree(known: _Known) -> Iterator[Violation]:
             yield Violation("C6", f"{item} is not what was sent: {send}", None, item.partition)
 
 
-def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
+def nothing_is_made_up(known: Known) -> Iterator[Violation]:
     """C7: nothing is handled that nobody sent, and what was refused does not appear."""
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
@@ -309,25 +282,54 @@ def nothing_is_made_up(known: _Known) -> Iterator[Violation]:
             yield Violation("C7", f"{item} was refused", None, item.partition)
 
 
-def nothing_is_doubled(known: _Known) -> Iterator[Violation]:
-    """C8: each event is in the log once."""
+def nothing_is_doubled(known: Known) -> Iterator[Violation]:
+    """C8: each event is in the log once. Unless the server has lost data, it was so at all times."""
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
         if found.setdefault(entry.serial, entry.id) != entry.id:
             yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
+    for effect in known.history.effects:
+        if found.setdefault(effect.serial, effect.id) != effect.id and not any(known.destroyed(effect.partition)):
+            text = f"{effect} was in the log as {found[effect.serial]} as well"
+            yield Violation("C8", text, effect.started, effect.partition)
+
+
+def letters_agree(known: Known) -> Iterator[Violation]:
+    """C10: what has failed for good is a dead letter, once and to the byte; nothing else is."""
+    last: dict[tuple[int, EntryId], Effect] = {}
+    failed: set[tuple[int, EntryId]] = set()
+    for effect in sorted(known.history.effects, key=lambda effect: effect.ended):
+        if effect.result != "cancelled":
+            last[effect.partition, effect.id] = effect
+        if effect.result == "failed":
+            failed.add((effect.partition, effect.id))
+    for source, effect in last.items():
+        if effect.result == "failed" and source not in known.letters:
+            if any(d.ended >= effect.started for d in known.destroyed(effect.partition)):
+                continue  # the letter may have been destroyed as well
+            yield Violation("C10", f"no dead letter of {effect}", effect.ended, effect.partition)
+    for source, letters in known.letters.items():
+        if len(letters) > 1:
+            yield Violation("C10", f"{len(letters)} dead letters of {source}: {letters}", None, source[0])
+        if source not in failed:
+            yield Violation("C10", f"a dead letter of what has not failed: {letters[0]}", None, source[0])
+        elif letters[0].check != last[source].check:
+            yield Violation("C10", f"{letters[0]} does not hold what has failed: {last[source]}", None, source[0])
 
 
 def _name(send: Send) -> str:
     return f"{send.serial[0]} {send.serial[1]} ({send.key} {send.number})"
 
 
-CHECKS: tuple[Callable[[_Known], Iterator[Violation]], ...] = (
+CHECKS: tuple[Callable[[Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
+    positions_only_grow,
     order_is_kept,
     tokens_fence,
     one_owner_acts,
     bytes_agree,
     nothing_is_made_up,
     nothing_is_doubled,
+    letters_agree,
 )

@@ -1,7 +1,7 @@
 """Reads what the processes wrote down."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from typing import Any
 EntryId = tuple[int, int]
 Serial = tuple[str, int]
 """Producer and its serial: what an event is known by."""
+
+UNREADABLE = "?"
+"""The key of what a handler could not decode."""
 
 
 def entry_id(text: str) -> EntryId:
@@ -19,7 +22,10 @@ def entry_id(text: str) -> EntryId:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """An event was handled once. Times in seconds of CLOCK_MONOTONIC, here and below."""
+    """A handler had an event once. Times in seconds of CLOCK_MONOTONIC, here and below.
+
+    ``result`` is ``done``, ``failed``, or ``cancelled`` because its partition was lost.
+    """
 
     started: float
     ended: float
@@ -31,6 +37,7 @@ class Effect:
     number: int
     serial: Serial
     check: int
+    result: str = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +106,37 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter, at the end: where it comes from, and the check of what it holds."""
+
+    partition: int
+    id: EntryId
+    source: tuple[int, EntryId]
+    check: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the server said while the play ran: who was the last to acquire a partition, and the position."""
+
+    sent: float
+    answered: float
+    partition: int
+    token: int
+    offset: EntryId
+
+
+@dataclass(frozen=True, slots=True)
 class Disturbance:
     """What was done to somebody.
 
     Attributes:
-        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, ...
+        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, delete, ...
         started: when.
         ended: when it was over; the same for what takes no time.
         pid: of whom; 0 for the server.
-        partition: which one was destroyed, for ``destroy``.
+        partition: which one was destroyed, or where the entry was deleted.
+        entry: which one was deleted.
     """
 
     kind: str
@@ -115,6 +144,7 @@ class Disturbance:
     ended: float
     pid: int = 0
     partition: int | None = None
+    entry: EntryId | None = None
 
 
 @dataclass(slots=True)
@@ -123,6 +153,7 @@ class History:
 
     Attributes:
         complete: whether ``log`` holds everything that ever was in it: nothing is trimmed.
+        raw: what was appended by hand and is no record, by partition and entry.
     """
 
     effects: list[Effect] = field(default_factory=list)
@@ -131,13 +162,26 @@ class History:
     notes: list[Note] = field(default_factory=list)
     sends: dict[Serial, Send] = field(default_factory=dict)
     log: list[Entry] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    raw: dict[tuple[int, EntryId], Send] = field(default_factory=dict)
     disturbances: list[Disturbance] = field(default_factory=list)
     complete: bool = True
 
 
-def read(directory: Path) -> History:
-    """What the processes wrote; without the log and the disturbances, which the stage knows."""
-    found = History()
+RESULTS = {"E": "done", "P": "failed", "K": "cancelled"}
+
+
+def read(directory: Path, raw: Mapping[tuple[int, EntryId], Send]) -> History:
+    """What the processes wrote; without what the stage knows.
+
+    Arguments:
+        directory: of the journals.
+        raw: what was appended by hand. Workers cannot tell what it is.
+    """
+    found = History(raw=dict(raw))
+    for send in raw.values():
+        found.sends[send.serial] = send
     for path in sorted(directory.glob("*.journal")):
         role, *rest = path.stem.split("-")
         pid = int(rest[-1])
@@ -151,6 +195,11 @@ def read(directory: Path) -> History:
     return found
 
 
+def _what_it_was(found: History, place: tuple[int, EntryId]) -> tuple[str, int, Serial]:
+    send = found.raw.get(place)
+    return (send.key, send.number, send.serial) if send is not None else (UNREADABLE, 0, (UNREADABLE, 0))
+
+
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     for line in path.read_text().split("\n")[:-1]:
         kind, _, rest = line.partition(" ")
@@ -159,13 +208,11 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _take(found: History, kind: str, f: list[str], pid: int, producer: str) -> None:
     match kind:
-        case "E":
+        case "E" | "P" | "K":
+            place = int(f[2]), entry_id(f[4])
+            what = (f[5], int(f[6]), (f[7], int(f[8]))) if f[5] != UNREADABLE else _what_it_was(found, place)
             found.effects.append(
-                Effect(
-                    *(float(f[0]), float(f[1]), pid, int(f[2]), int(f[3]), entry_id(f[4]), f[5], int(f[6])),
-                    (f[7], int(f[8])),
-                    int(f[9]),
-                )
+                Effect(*(float(f[0]), float(f[1]), pid, place[0], int(f[3]), place[1]), *what, int(f[9]), RESULTS[kind])
             )
         case "A":
             offset = (0, 0) if f[5] == "-" else entry_id(f[5])

@@ -7,10 +7,12 @@ which all processes of a machine share. The fields are separated by blanks and c
 kind  fields                                                                      written by
 ====  ==========================================================================  ======================
 E     started ended partition token id key number producer serial check           a handler, at its end
+P     as E                                                                        a handler that fails
+K     as E                                                                        a handler that is cancelled
 A     sent answered partition token status offset lost rolled_back                a worker, per acquire
 C     sent answered partition token status previous offset                        a worker, per commit
 N     at name fields (JSON)                                                       a worker, per announcement
-X     at number                                                                   a handler: an order is done
+X     at number                                                                   a handler: an order is carried out
 I     at serial key number check                                                  a producer, before it sends
 O     at serial id                                                                a producer: sent
 F     at serial error                                                             a producer: refused

@@ -1,7 +1,8 @@
 """A process that sends: ``python -m faults.producer NAME KIND RATE``. Ends at SIGTERM, when everything has an outcome.
 
 Most events are sent one by one, without waiting for the one before; some in lists. What is sent follows the feed; what
-the file ``NAME.orders`` holds becomes the body of the next event.
+the file ``NAME.orders`` holds becomes the body of the next event. With the variable FAULTS_POISON_EVERY, one in so many
+events always fails.
 """
 
 import asyncio
@@ -13,10 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+from faults import mutants
 from faults.journal import Journal
-from faults.records import PARTITIONS, Step, feed
+from faults.records import PARTITIONS, POISON, Step, feed
 from runnel import App
 from runnel.errors import RedisUnavailable, RunnelError
+
+POISON_EVERY = int(os.environ.get("FAULTS_POISON_EVERY", "0"))
 
 OUTSTANDING = 2_000
 """Events without an outcome at most: while Redis is away, a producer does not go on for ever."""
@@ -59,10 +63,15 @@ class Sender:
         await self.app.aclose()
 
     def _ordered(self, step: Step) -> Step:
-        if not self._orders.exists():
+        if self._orders.exists():
+            body = self._orders.read_text()
+            self._orders.unlink()
+            if body.startswith("large "):
+                body += " " + "x" * int(body.split(" ")[1])
+        elif POISON_EVERY and step.serial % POISON_EVERY == POISON_EVERY - 1:
+            body = POISON
+        else:
             return step
-        body = self._orders.read_text()
-        self._orders.unlink()
         return step.model_copy(update={"body": body}).sealed()
 
     async def _send(self, steps: list[Step]) -> None:
@@ -88,6 +97,7 @@ def _now() -> str:
 
 async def main(name: str, kind: str, rate: float) -> None:
     """Send until SIGTERM."""
+    mutants.become(os.environ.get("FAULTS_MUTANT"))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await Sender(name, kind, Path(os.environ["FAULTS_DIRECTORY"])).run(rate, stop)

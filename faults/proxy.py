@@ -5,7 +5,24 @@ import contextlib
 from collections.abc import Callable
 from typing import Self
 
-__all__ = ["Proxy"]
+__all__ = ["Held", "Proxy"]
+
+
+class Held:
+    """One piece that is kept back on its way to the server, and with it what the client sends on that connection later.
+
+    Attributes:
+        caught: there is one.
+        released: it may go on; it does so even if its client has gone.
+    """
+
+    def __init__(self, match: Callable[[bytes], bool]) -> None:
+        """Arguments:
+        match: which piece.
+        """
+        self.match = match
+        self.caught = asyncio.Event()
+        self.released = asyncio.Event()
 
 
 class Proxy:
@@ -28,6 +45,7 @@ class Proxy:
         self._up.set()
         self._down.set()
         self._tamper: Callable[[bytes], bytes | None] | None = None
+        self._held: Held | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server
 
@@ -54,6 +72,11 @@ class Proxy:
         self._up.set()
         self._down.set()
         self.delay, self.trickle, self._tamper = 0.0, False, None
+
+    def hold(self, match: Callable[[bytes], bool]) -> Held:
+        """The next piece from the client that matches comes late. Other connections are not concerned."""
+        self._held = Held(match)
+        return self._held
 
     def swallow_reply(self) -> None:
         """The next piece that the server sends does not arrive; the connection stays."""
@@ -95,6 +118,10 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 await gate.wait()
+                if tampered is None and (held := self._held) is not None and held.match(data):
+                    self._held = None
+                    held.caught.set()
+                    await held.released.wait()
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if tampered is not None and self._tamper is not None:

@@ -10,6 +10,9 @@ from runnel.demo.flights import load
 
 PARTITIONS = 16
 
+POISON = "poison"
+"""The body of an event that always fails."""
+
 
 class Step(Record):
     """The ``number``-th event of ``key``, and the ``serial``-th of ``producer``; both count from 0.

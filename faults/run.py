@@ -7,14 +7,15 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from faults import account
 from faults.checker import Violation, check
 from faults.history import History
 from faults.plays import Play, Scene
-from faults.proxy import Proxy
 from faults.records import PARTITIONS
 from faults.stage import Broken, Stage
 from runnel.server import EmbeddedServer
@@ -39,9 +40,25 @@ class Outcome:
 
 
 async def perform(
-    play: Play, seed: int, directory: Path, *, binary: str | Path | None, seconds: float | None
+    play: Play,
+    seed: int,
+    directory: Path,
+    *,
+    binary: str | Path | None,
+    seconds: float | None = None,
+    session: float | None = None,
+    mutant: str | None = None,
 ) -> Outcome:
     """Play a fault.
+
+    Arguments:
+        play: which.
+        seed: of its choices.
+        directory: for everything that is written down.
+        binary: the server.
+        seconds: for how long; default: what the play says.
+        session: the session timeout in seconds; default: what the play says.
+        mutant: what workers and producers are, see ``mutants``.
 
     1. Start server, workers and producers, and wait until everything runs.
     2. Let the play do its worst.
@@ -51,15 +68,17 @@ async def perform(
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing else runs yet
     outcome = Outcome(play, seed, directory)
     started = time.monotonic()
-    session = play.session if play.session is not None else Settings(name="default").session_timeout
-    stage = Stage(directory, _server(play, directory, binary), session, dict(play.environment))
+    if session is None:
+        session = play.session if play.session is not None else Settings(name="default").session_timeout
+    environment = dict(play.environment) | ({"FAULTS_MUTANT": mutant} if mutant else {})
+    stage = Stage(directory, _server(play, directory, binary), session, environment)
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
     try:
         for _ in range(play.workers):
-            await _through(scene, stage.start_worker)
+            await scene.start_worker()
         for kind, rate in play.producers:
-            await _through(scene, lambda url, kind=kind, rate=rate: stage.start_producer(kind, rate, url))
+            await scene.start_producer(kind, rate)
         await stage.shared()
         await stage.handled(200)
         scene.began = time.monotonic()
@@ -81,10 +100,16 @@ async def perform(
     outcome.violations += check(history)  # 4
     outcome.violations += play.judge(history, scene)
     outcome.facts = _facts(history) | scene.figures
-    (directory / "schedule.json").write_text(json.dumps([asdict(d) for d in history.disturbances], indent=1))
+    _keep(directory / "schedule.json", history.disturbances)
+    _keep(directory / "log.json", history.log)
+    _keep(directory / "letters.json", history.letters)
     if outcome.violations:
         (directory / "account.txt").write_text(account.of(outcome.violations, history))
     return outcome
+
+
+def _keep(path: Path, items: Sequence[Any]) -> None:
+    path.write_text("[" + ",\n".join(json.dumps(asdict(item)) for item in items) + "]\n")
 
 
 def _server(play: Play, directory: Path, binary: str | Path | None) -> EmbeddedServer:
@@ -107,16 +132,6 @@ def _server(play: Play, directory: Path, binary: str | Path | None) -> EmbeddedS
     )
 
 
-async def _through(scene: Scene, start: object) -> None:
-    """Start a process, with a proxy of its own where the play wants that."""
-    play_proxied = scene.proxied
-    if not play_proxied:
-        start(None)  # type: ignore[operator]
-        return
-    proxy = await Proxy(int(scene.stage.server.url.rsplit(":", 1)[1])).start()
-    scene.proxies[start(proxy.url)] = proxy  # type: ignore[operator]
-
-
 async def _clients(stage: Stage) -> int:
     return len((await stage.ask("CLIENT", "LIST")).decode().splitlines())
 
@@ -124,22 +139,26 @@ async def _clients(stage: Stage) -> int:
 def leftovers(clients: int, scene: Scene) -> list[Violation]:
     """C9: no connection is left over.
 
-    A worker has one for commits, one for reads, one for heartbeats, one that listens, and may have one for ticks; we
-    have one.
+    A worker has one for commits, one for reads, one for heartbeats, one that listens, and may have one for ticks, one
+    for notes of slow events, and one for dead letters; we have one, and the watcher has one.
     """
-    most = 1 + 5 * len(scene.stage.alive)
+    each = 7 if "FAULTS_POLICY" in scene.stage.environment else 6
+    most = 2 + each * len(scene.stage.alive)
     return [] if clients <= most else [Violation("C9", f"{clients} connections where {most} are enough")]
 
 
 def _facts(history: History) -> dict[str, float]:
     outcomes = Counter(send.outcome for send in history.sends.values())
-    distinct = len({effect.serial for effect in history.effects})
+    results = Counter(effect.result for effect in history.effects)
+    distinct = len({effect.serial for effect in history.effects if effect.result == "done"})
     return {
         "sent": outcomes["O"],
         "refused": outcomes["F"],
         "unknown": outcomes["U"],
         "handled": distinct,
-        "repeated": len(history.effects) - distinct,
+        "repeated": results["done"] - distinct,
+        "failed": results["failed"],
+        "dead letters": len(history.letters),
         "owners": len({(a.partition, a.token) for a in history.acquires if a.status == "OK"}) - PARTITIONS,
         "losses reported": sum(
             note.name in ("LossDetected", "SequenceGap", "LogReplaced")

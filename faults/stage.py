@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults import history
-from faults.history import Disturbance, Entry, History
+from faults import dump, history
+from faults.history import Disturbance, EntryId, History, Send
 from faults.records import PARTITIONS, Step
+from faults.watcher import Watcher
 from runnel import App
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
 from runnel.errors import RedisError, RedisUnavailable
+from runnel.middleware.dead_letter import sink_of
 from runnel.server import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +64,11 @@ class Stage:
         server: started by the stage; killed and started by plays.
         session: the workers' session timeout in seconds.
         environment: more variables for workers and producers.
-        address: what the processes connect to; the server, unless there is a proxy in between.
+        workers: all that there ever were.
+        producers: the same.
+        disturbances: what was done to them.
+        raw: what was appended by hand and is no record.
+        forgiven: exit statuses with which a worker may end by itself, and what that is called.
     """
 
     directory: Path
@@ -71,6 +78,8 @@ class Stage:
     workers: list[Process] = field(default_factory=list)
     producers: list[Process] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
+    raw: dict[tuple[int, EntryId], Send] = field(default_factory=dict)
+    forgiven: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server.start()
@@ -78,6 +87,7 @@ class Stage:
         self.app = App(name=NAME, redis_url=self.server.url)
         self.steps = self.app.stream("steps", record=Step, partition_by="key", partition_count=PARTITIONS)
         self.control = ControlKeys.of(NAME, "steps", "record")
+        self.watcher = Watcher(self.server.url, self.steps.keys.positions(0, "record"))
 
     # Processes
 
@@ -146,9 +156,21 @@ class Stage:
         for worker in chosen:
             self.note("freeze", started, pid=worker.pid)
 
-    def note(self, kind: str, started: float, *, pid: int = 0, partition: int | None = None) -> None:
+    def note(
+        self, kind: str, started: float, *, pid: int = 0, partition: int | None = None, entry: EntryId | None = None
+    ) -> None:
         """Write down what was done, from ``started`` until now."""
-        self.disturbances.append(Disturbance(kind, started, time.monotonic(), pid, partition))
+        self.disturbances.append(Disturbance(kind, started, time.monotonic(), pid, partition, entry))
+
+    def slow_down(self, partition: int, seconds: float) -> None:
+        """From now on, each event of a partition takes so long."""
+        new = self.directory / "slow.new"
+        new.write_text(f"{partition} {seconds}")
+        new.rename(self.directory / "slow")
+
+    def speed_up(self) -> None:
+        """End what :meth:`slow_down` began, the event in progress included."""
+        (self.directory / "slow").unlink(missing_ok=True)
 
     async def crash_server(self, down: float, lose: float = 0.0) -> None:
         """Crash the server, and start it again with what it had on disk.
@@ -160,13 +182,30 @@ class Stage:
         log = next(iter((self.directory / "data" / "appendonlydir").glob("*.incr.aof")), None)
         size = log.stat().st_size if log is not None else 0
         await asyncio.sleep(lose)
-        started = time.monotonic()
         await asyncio.to_thread(self.server.kill)
+        started = time.monotonic()  # after: until then it may have confirmed something
         if lose and log is not None:
             os.truncate(log, size)
         await asyncio.sleep(down)
         await asyncio.to_thread(self.server.start)
         self.note("crash", started)
+
+    async def inject(self, partition: int, *fields: bytes) -> None:
+        """Append something by hand that is no record."""
+        invoked, number = time.monotonic(), len(self.raw)
+        name: bytes = await self.ask("XADD", self.steps.keys.log(partition), "*", *fields)
+        place = partition, history.entry_id(name.decode())
+        check = zlib.crc32(b"".join(fields))
+        self.raw[place] = Send(
+            *(invoked, ("by hand", number), f"by-hand-{number}", 0, check, "O", time.monotonic(), place[1])
+        )
+
+    async def delete(self, partition: int, entry: EntryId) -> None:
+        """Delete an entry by hand."""
+        started = time.monotonic()
+        name = "{}-{}".format(*entry)
+        if await self.ask("XDEL", self.steps.keys.log(partition), name):
+            self.note("delete", started, partition=partition, entry=entry)
 
     # What Redis says
 
@@ -206,6 +245,10 @@ class Stage:
         """
         for process in (*self.workers, *self.producers):
             if not process.alive and not process.expected_to_end:
+                if (why := self.forgiven.get(process.process.returncode)) and process in self.workers:
+                    process.expected_to_end = True
+                    self.note(why, time.monotonic(), pid=process.pid)
+                    continue
                 tail = process.output.read_text(errors="replace")[-1500:]
                 raise Broken(f"{process.name} has ended with status {process.process.returncode}:\n{tail}")
 
@@ -214,6 +257,21 @@ class Stage:
         flat = await self.ask("HGETALL", self.control.owners)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {int(p): owner.split(b"|")[0].decode() for p, owner in pairs if owner.split(b"|")[2] == b"-1"}
+
+    async def owner(self, partition: int) -> Process:
+        """Who has a partition."""
+
+        async def found() -> Process | None:
+            member = (await self.owners()).get(partition, "--")
+            return next((w for w in self.alive if str(w.pid) == member.rsplit("-", 2)[1]), None)
+
+        owner: Process = await self.until(found, f"nobody has partition {partition}")
+        return owner
+
+    async def offset(self, partition: int) -> EntryId:
+        """The position."""
+        stored = await self.ask("HGET", self.steps.keys.positions(0, "record"), partition) or b"|0-0"
+        return history.entry_id(stored.split(b"|")[1].decode())
 
     async def shared(self, seconds: float = PATIENCE) -> None:
         """Wait until the workers that run share the partitions evenly."""
@@ -237,6 +295,11 @@ class Stage:
         mark = f"\n{kind} ".encode()
         return sum((b"\n" + path.read_bytes()).count(mark) for path in self.directory.glob(f"{role}-*.journal"))
 
+    def announced(self, name: str) -> int:
+        """How many announcements of a name the workers' journals have."""
+        mark = f" {name} {{".encode()
+        return sum(path.read_bytes().count(mark) for path in self.directory.glob("worker-*.journal"))
+
     # The end
 
     async def finish(self) -> History:
@@ -258,16 +321,11 @@ class Stage:
 
     async def history(self) -> History:
         """Everything that is known so far."""
-        found = history.read(self.directory)
-        for partition in range(PARTITIONS):
-            for entry_id, flat in await self.ask("XRANGE", self.steps.keys.log(partition), "-", "+"):
-                step = self.steps.codec.decode(flat)
-                found.log.append(
-                    Entry(
-                        *(partition, history.entry_id(entry_id.decode()), step.key, step.number),
-                        *((step.producer, step.serial), step.expected),
-                    )
-                )
+        found = history.read(self.directory, self.raw)
+        found.log = await dump.entries(self.ask, self.steps, self.raw)
+        found.letters = await dump.letters(self.ask, sink_of(self.steps))
+        found.looks = self.watcher.looks
+        found.complete = self.environment.get("FAULTS_PARTITION_SIZE", "0") == "0"
         found.disturbances = sorted(self.disturbances, key=lambda d: d.started)
         return found
 
@@ -306,6 +364,7 @@ class Stage:
                 one.process.send_signal(signal.SIGCONT)
                 one.process.kill()
             one.process.wait()
+        await self.watcher.close()
         await self.app.aclose()
         await self.link.close()
         self.server.stop()

@@ -30,7 +30,7 @@ from runnel.admin import (
     status_of,
 )
 from runnel.admin import quarantine as quarantine_module
-from runnel.errors import ConfigurationError, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
+from runnel.errors import NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
 from runnel.instruments import PartitionsPaused, PartitionsResumed
 
 pytestmark = pytest.mark.anyio
@@ -155,6 +155,7 @@ async def test_a_pause_outlives_its_workers_and_lets_the_event_in_progress_finis
                 return await redis.count(shop.steps, "proc") == PARTITIONS
 
             await eventually(committed)
+        shop.announced.seen.clear()
         async with running(shop.app):
 
             async def owned() -> bool:
@@ -162,6 +163,7 @@ async def test_a_pause_outlives_its_workers_and_lets_the_event_in_progress_finis
                 return {partition.state for partition in found.partitions} == {"paused"}
 
             await eventually(owned)
+            await eventually(lambda: shop.announced.of(PartitionsPaused) == [PartitionsPaused("proc", (0, 1, 2, 3))])
             assert len(shop.began) == PARTITIONS, "nothing is begun by a worker that starts meanwhile"
             await resume_processor(shop.app, "proc")
             await eventually(lambda: len(shop.seen) == 2 * PARTITIONS)
@@ -249,9 +251,9 @@ async def test_positions_are_moved_by_time_by_duration_and_by_number(app_name: s
     assert await planned(Shift(-1)) == 2
     assert await planned(Shift(-4)) == 5
     assert await planned(Shift(-99)) == 5
-    with pytest.raises(ConfigurationError, match='"soon" is not an entry id'):
+    with pytest.raises(NoSuchPlace, match='"soon" is not an entry id'):
         await planned("soon")
-    with pytest.raises(ConfigurationError, match="but not 9"):
+    with pytest.raises(NoSuchPlace, match="but not 9"):
         await plan_reset(shop.app, "proc", "0", [9])
 
 
@@ -267,7 +269,7 @@ async def test_places_in_a_stream_are_read_as_people_write_them() -> None:
     assert point("2023-11-14T22:13:20", now) == b"1700000000000-0"
     assert point("2023-11-14T23:13:20+01:00", now) == b"1700000000000-0"
     for words in ("-", "-5", "-5x", "tomorrow", "", "1-2-3"):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(NoSuchPlace):
             point(words, now)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from faults.checker import check
-from faults.history import Acquire, Commit, Disturbance, Effect, Entry, History, Note, Send
+from faults.history import Acquire, Commit, Disturbance, Effect, Entry, History, Letter, Look, Note, Send
 
 ONE, TWO = 101, 202
 """Processes."""
@@ -94,6 +94,46 @@ def doubled(history: History) -> None:
     history.log.append(replace(history.log[0], id=(13, 0)))
 
 
+def doubled_and_trimmed(history: History) -> None:
+    history.effects.append(replace(history.effects[0], id=(13, 0), token=2, pid=TWO, started=5.4, ended=5.5))
+
+
+def position_fell(history: History) -> None:
+    history.looks = [Look(3.7, 3.8, 0, 1, (11, 0)), Look(3.9, 4.0, 0, 1, (10, 0))]
+
+
+def old_token_came_back(history: History) -> None:
+    history.looks = [Look(5.5, 5.6, 0, 1, (12, 0))]
+
+
+def failed_and_forgotten(history: History) -> None:
+    history.effects[2] = replace(history.effects[2], result="failed")
+
+
+def failed(history: History) -> None:
+    failed_and_forgotten(history)
+    history.letters = [Letter(0, (50, 0), (0, (12, 0)), 14)]
+
+
+def two_letters(history: History) -> None:
+    failed(history)
+    history.letters.append(replace(history.letters[0], id=(51, 0)))
+
+
+def letter_of_a_success(history: History) -> None:
+    history.letters = [Letter(0, (50, 0), (0, (12, 0)), 14)]
+
+
+def garbled_letter(history: History) -> None:
+    failed(history)
+    history.letters[0] = replace(history.letters[0], check=15)
+
+
+def deleted(history: History) -> None:
+    del history.effects[2], history.log[2]
+    history.disturbances.append(Disturbance("delete", 3.5, 3.5, 0, 0, (12, 0)))
+
+
 def test_a_good_history_breaks_nothing() -> None:
     assert check(good()) == []
 
@@ -114,6 +154,15 @@ def test_a_good_history_breaks_nothing() -> None:
         (refused_but_there, "C7"),
         (made_up, "C7"),
         (doubled, "C8"),
+        (doubled_and_trimmed, "C8"),
+        (position_fell, "C2"),
+        (old_token_came_back, "C4"),
+        (failed_and_forgotten, "C1"),
+        (failed_and_forgotten, "C10"),
+        (two_letters, "C10"),
+        (letter_of_a_success, "C10"),
+        (garbled_letter, "C10"),
+        (deleted, "C1"),
     ],
 )
 def test_each_broken_promise_is_found(spoil: Callable[[History], None], broken: str) -> None:
@@ -140,3 +189,32 @@ def test_two_owners_at_once_are_no_wonder_where_the_old_one_was_frozen() -> None
     two_owners_at_once(history)
     history.disturbances.append(Disturbance("freeze", 3.1, 5.9, ONE))
     assert check(history) == []
+
+
+def test_one_who_was_frozen_begins_only_what_it_had_in_its_hand() -> None:
+    history = good()
+    late = replace(history.effects[1], started=5.4, ended=5.5, id=(11, 0))
+    history.effects = [history.effects[0], history.effects[2], late]
+    history.disturbances.append(Disturbance("freeze", 3.1, 5.35, ONE))
+    assert "C5" not in {violation.check for violation in check(history)}
+    history.disturbances[-1] = Disturbance("cut", 3.1, 5.35, ONE)
+    assert "C5" in {violation.check for violation in check(history)}, "who is only cut off knows the time"
+    history.disturbances[-1] = Disturbance("freeze", 2.1, 5.35, ONE)
+    assert "C5" in {violation.check for violation in check(history)}, "the event before it has ended after the freeze"
+
+
+def test_a_failed_event_with_its_dead_letter_breaks_nothing() -> None:
+    history = good()
+    failed(history)
+    assert check(history) == []
+
+
+def test_entries_that_were_deleted_must_all_have_been_reported() -> None:
+    history = good()
+    deleted(history)
+    history.notes.append(Note(5.0, TWO, "LossDetected", {"partition": 0, "entries": 1}))
+    assert check(history) == []
+    del history.effects[1], history.log[1]
+    history.commits[2] = replace(history.commits[2], previous=(10, 0))
+    history.disturbances.append(Disturbance("delete", 3.5, 3.5, 0, 0, (11, 0)))
+    assert any("2 entries were deleted unread, and the loss of 1" in each.text for each in check(history))

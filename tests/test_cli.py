@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from program import Project, environment
+from runnel.cli import app
 
 
 @pytest.fixture
@@ -19,7 +21,26 @@ def project(redis_url: str, app_name: str, server_binary: str | Path | None, tmp
 
 
 HELP = [
-    ("", ["init", "worker", "dev", "send", "sendmany", "server", "demo", "bench", "processor"]),
+    (
+        "",
+        [
+            *(
+                "init",
+                "worker",
+                "dev",
+                "send",
+                "sendmany",
+                "tail",
+                "status",
+                "lag",
+                "doctor",
+                "server",
+                "demo",
+                "bench",
+            ),
+            *("processor", "quarantine", "dead"),
+        ],
+    ),
     ("init", ["DIR", "Nothing is overwritten"]),
     ("worker", ["--processors", "--log-level", "--log-format", "--redis-url", "130 aborted"]),
     ("dev", ["--processors", "--reload", "--log-level"]),
@@ -28,15 +49,40 @@ HELP = [
     ("server", ["--port", "--unix", "--data"]),
     ("demo", ["killed"]),
     ("bench", ["--rounds", "--quick", "--check", "--json", "--embedded", "--redis-url"]),
-    ("processor", ["reset"]),
-    ("processor reset", ["--start", "--partition", "--execute", "--json"]),
+    ("tail", ["STREAM", "--follow", "--number", "--from", "--partition", "--key", "--json"]),
+    ("status", ["TARGET", "--watch", "--json"]),
+    ("lag", ["--fail-over", "--watch", "--json"]),
+    ("doctor", ["--json", "Exit status 1"]),
+    ("processor", ["reset", "pause", "resume", "delete", "acknowledge"]),
+    (
+        "processor reset",
+        [
+            *("PROCESSOR", "--start", "--to-earliest", "--to-latest", "--to-datetime", "--by-duration", "--shift-by"),
+            *("--partition", "--execute", "--json"),
+        ],
+    ),
+    ("processor pause", ["PROCESSOR", "--redis-url"]),
+    ("processor resume", ["PROCESSOR"]),
+    ("processor delete", ["PROCESSOR", "--execute", "--json"]),
+    ("processor acknowledge", ["--partition", "--json"]),
+    ("quarantine", ["list", "show", "retry", "skip"]),
+    ("quarantine list", ["TARGET", "--watch", "--json"]),
+    ("quarantine show", ["PROCESSOR", "--partition", "--json"]),
+    ("quarantine retry", ["--partition"]),
+    ("quarantine skip", ["--partition", "--json"]),
+    ("dead", ["list", "show", "replay", "purge"]),
+    ("dead list", ["STREAM", "--json"]),
+    ("dead show", ["LETTER", "--json"]),
+    ("dead replay", ["LETTER", "--execute", "--json", "AFTER"]),
+    ("dead purge", ["LETTER", "--execute", "--json"]),
 ]
 
 
 @pytest.mark.parametrize(("command", "words"), HELP, ids=[command or "runnel" for command, _ in HELP])
-def test_each_command_explains_itself(project: Project, command: str, words: list[str]) -> None:
-    shown = project.run(*command.split(), "--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
+def test_each_command_explains_itself(command: str, words: list[str]) -> None:
+    # Not as a process of its own, of which there would be too many: these only print.
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "120"})
+    assert (shown.exit_code, shown.stderr) == (0, "")
     assert [word for word in words if word not in shown.stdout] == []
 
 
@@ -441,8 +487,8 @@ def test_a_reset_of_one_partition_leaves_the_others(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["shop:printer", "--start", "soon"], 4, '"soon" is not an entry id. Ids look like 1700000000000-0'),
-        (["shop:printer", "--start", "0", "--partition", "4"], 4, "has the partitions 0 to 3, but not 4"),
+        (["shop:printer", "--start", "soon"], 2, '"soon" is not an entry id. Ids look like 1700000000000-0'),
+        (["shop:printer", "--start", "0", "--partition", "4"], 2, "has the partitions 0 to 3, but not 4"),
         (["shop:prniter", "--start", "0"], 2, 'Did you mean "printer"?'),
         (["shop:orders", "--start", "0"], 2, "is a Stream; `runnel processor reset` needs a processor."),
         (["shop:printer"], 2, "Missing option '--start'"),

@@ -273,6 +273,7 @@ def test_dev_brings_a_server_along_and_leaves_nothing_behind(project: Project, n
     dev = project.start("dev", "shop:app")
     dev.says("partitions assigned", 2)
     assert f"at redis://127.0.0.1:{port}, data in memory only." in dev.stderr
+    assert "The server keeps nothing on disk" not in dev.stderr, "that is known, and as it should be"
     project.send(5)
     dev.says("end 5")
     (worker,) = dev.workers()

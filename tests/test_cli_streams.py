@@ -146,11 +146,13 @@ def test_a_stream_is_moved_to_another_server_with_its_password_kept_out_of_sight
         late = project.run("send", "shop:orders", '{"order_id": 4}')
         assert late.returncode == 4
         assert "was moved to redis://mover:***@" in late.stderr
+        described = project.run("stream", "describe", "shop:orders")
+        assert "moved to redis://mover:***@" in described.stdout
         stopped = project.run("worker", "shop:app")
         assert stopped.returncode == 4
         assert "was moved to redis://mover:***@" in stopped.stderr
         worker = project.start("worker", "shop:app", RUNNEL_REDIS_URL=to)
         worker.says("end", 3)
-        for one in (planned, done, late, stopped):
+        for one in (planned, done, late, described, stopped):
             assert "secret" not in one.stdout + one.stderr
         assert worker.stop() == 0

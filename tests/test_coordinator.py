@@ -768,6 +768,43 @@ async def test_a_quarantine_whose_member_was_lost_keeps_nobody_from_the_partitio
     assert beat.quarantined == frozenset()
 
 
+# Pause
+
+
+PAUSE = b'|{"since": "2026-01-31T12:00:00+00:00"}'
+
+
+async def test_a_pause_is_for_all_partitions_and_members_and_outlives_them(group: Group) -> None:
+    [a] = await group.joined("a")
+    assert (await a.say()).paused == frozenset()
+    assert await scripts.park(group.link, group.keys, scripts.ALL, b"", PAUSE)
+    beat = await a.say()
+    assert beat.full, "a settled member is told"
+    assert (beat.paused, beat.quarantined) == (frozenset(range(4)), frozenset())
+    await a.say(Op.LEAVE)
+    b = group.member("b")
+    assert (await b.join()).paused == frozenset(range(4)), "whoever comes later does not begin"
+    assert await scripts.park(group.link, group.keys, scripts.ALL, PAUSE, b"")
+    beat = await b.say()
+    assert beat.full
+    assert beat.paused == frozenset()
+
+
+async def test_a_partition_that_is_quarantined_is_so_whatever_is_paused(group: Group) -> None:
+    [a] = await group.joined("a")
+    assert await scripts.quarantine(group.link, a.seat, 3, a.held[3], {"error": "boom"})
+    await scripts.park(group.link, group.keys, scripts.ALL, b"", PAUSE)
+    beat = await a.say()
+    assert (beat.quarantined, beat.paused) == ({3}, {0, 1, 2})
+    await scripts.park(group.link, group.keys, scripts.ALL, PAUSE, b"")
+    beat = await a.say()
+    assert (beat.quarantined, beat.paused) == ({3}, frozenset())
+    [mark] = await group.link.call("HVALS", group.keys.parked)
+    await scripts.park(group.link, group.keys, 3, mark, b"")
+    beat = await a.say()
+    assert (beat.quarantined, beat.paused) == (frozenset(), frozenset())
+
+
 # All of it at random
 
 NAMES = [f"m{n}" for n in range(8)]

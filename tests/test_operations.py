@@ -256,6 +256,7 @@ def shape(text: str) -> list[str]:
     """The lines without ids, names of workers, times and numbers, and without the width of columns."""
     text = ENTRY_ID.sub("ID", text)
     text = re.sub(r"\bhost-\d+-[0-9a-f]{6}\b", "WORKER", text)
+    text = re.sub(r" ago by \S+", " ago by WHO", text)
     text = re.sub(r"\b(Valkey|Redis) \d[\d.]*", "SERVER", text)
     text = re.sub(r"\d[\d.,:]*\d|\d", "N", text)
     text = re.sub(r"N(?:(?:-|, )N)+", "N", text)

@@ -82,6 +82,7 @@ def test_several_processes_share_the_work_and_are_summed_up(project: Project, nu
     assert worker.stop(number) == 0
     assert worker.stderr.count(f'app "{project.environment["TEST_APP"]}"') == 1, "one banner"
     assert "2 processes" in worker.stderr.splitlines()[0]
+    assert worker.stderr.count("The server keeps nothing on disk: a restart loses all events and positions.") == 1
     assert {"process=1", "process=2"} <= set(worker.stderr.split())
     last = worker.stderr.splitlines()[-1]
     assert "all processes have ended" in last
@@ -218,8 +219,22 @@ def test_a_burst_that_leaves_a_quarantine_behind_ends_with_status_1(project: Pro
     project.send(2)
     worker = project.start("worker", "shop:app", "--burst", RUNNEL_EXCEPTION_POLICY="quarantine")
     assert worker.ends() == 1
-    assert "1 partitions are quarantined: what is in them was not processed" in worker.stderr
+    assert '"printer" is quarantined in 1 partition: what is there was not processed' in worker.stderr
     assert "end 2" in worker.stdout
+
+
+@pytest.mark.processes
+def test_a_burst_does_not_wait_for_what_is_paused_and_says_what_that_was(project: Project) -> None:
+    assert project.run("processor", "pause", "shop:printer").returncode == 0
+    empty = project.run("worker", "shop:app", "--burst")
+    assert (empty.returncode, "not processed" in empty.stderr) == (0, False), "nothing was kept from being processed"
+    project.send(1, 2)
+    worker = project.run("worker", "shop:app", "--burst")
+    assert worker.returncode == 1
+    assert '"printer" is paused: 2 events not processed' in worker.stderr
+    assert "quarantined" not in worker.stderr
+    assert "begin" not in worker.stdout
+    assert worker.stdout.count("count") == 2
 
 
 @pytest.mark.processes

@@ -178,6 +178,31 @@ def test_the_lag_is_that_of_the_owned_partitions_in_events_and_seconds(project: 
 
 
 @pytest.mark.processes
+def test_what_is_paused_and_what_is_quarantined_are_two_figures(project: Project) -> None:
+    worker = project.start(
+        *("worker", "shop:app", "--processors", "printer", "--http", "0"), RUNNEL_EXCEPTION_POLICY="quarantine"
+    )
+    url = serving(worker)
+    worker.says("partitions assigned")
+
+    def figures() -> tuple[float | None, float | None]:
+        found = samples(url)
+        names = ("runnel_partitions_paused", "runnel_partitions_quarantined")
+        paused, quarantined = (found.get((name, (("processor", "printer"),))) for name in names)
+        return paused, quarantined
+
+    project.send(1, note="bad")
+    until(lambda: figures() == (0, 1), lambda: get(f"{url}/metrics")[1])
+    assert project.run("processor", "pause", "shop:printer").returncode == 0
+    until(lambda: figures() == (3, 1), lambda: get(f"{url}/metrics")[1])
+    assert project.run("quarantine", "retry", "shop:printer").returncode == 0
+    until(lambda: figures() == (4, 0), lambda: get(f"{url}/metrics")[1])
+    assert project.run("processor", "resume", "shop:printer").returncode == 0
+    until(lambda: figures() == (0, 1), lambda: get(f"{url}/metrics")[1])
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
 def test_a_handler_that_blocks_the_event_loop_is_alive_and_ready(project: Project) -> None:
     worker = project.start("worker", "flaky:app", "--processors", "flaky", "--http", "0", RUNNEL_SESSION_TIMEOUT="1")
     url = serving(worker)

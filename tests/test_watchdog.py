@@ -11,6 +11,7 @@ from harness import Recorder, eventually, run_to_end, running
 from runnel import App, ExceptionPolicy, Record
 from runnel._core.stalls import Stalls
 from runnel._worker import committer, heartbeats, member, reader
+from runnel.admin import Stall, examine, status_of
 from runnel.instruments import PartitionFailed, PartitionRecovered, PartitionStalled, TaskFailed
 from runnel.streams import Stream
 
@@ -103,9 +104,22 @@ async def test_an_event_that_takes_long_is_told_and_so_is_its_end(case: Case) ->
         assert stalled.seconds >= 0.4
         assert stalled.doing == f"event {ids[0]} is in progress"
         assert [member.stalled for member in worker.members] == [{3}]
+
+        async def shown() -> Stall | None:
+            (found,) = (await status_of(case.app)).processors
+            return found.partitions[3].stall
+
+        stall = await eventually(shown)
+        assert (stall.doing, stall.seconds >= 0.4) == (stalled.doing, True)
+        assert any('"proc" has made no progress in partition 3 for' in f.what for f in await examine(case.app))
         case.gate.set()
         await eventually(lambda: case.announced.of(PartitionRecovered) == [PartitionRecovered("proc", 3)])
         assert [member.stalled for member in worker.members] == [frozenset()]
+
+        async def gone() -> bool:
+            return await shown() is None
+
+        await eventually(gone)
 
 
 async def test_who_has_nothing_to_do_or_is_quarantined_does_not_stall(case: Case) -> None:

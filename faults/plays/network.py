@@ -3,8 +3,15 @@
 import asyncio
 import time
 
+from faults.history import EntryId
 from faults.plays.play import Play, Scene
 from faults.plays.processes import fenced_in_time
+from faults.proxy import Held
+from faults.records import PARTITIONS
+from faults.stage import Process, Stage
+
+LATE = 1.5
+"""Seconds that an event takes where a commit is held up."""
 
 # F9
 
@@ -14,12 +21,7 @@ async def cut(scene: Scene) -> None:
     stage = scene.stage
     for up, down in ((True, True), (True, False), (False, True)):
         await stage.handled(100)
-        chosen = scene.one()
-        started = time.monotonic()
-        scene.proxies[chosen].cut(up=up, down=down)
-        await asyncio.sleep(2 * stage.session)
-        scene.proxies[chosen].mend()
-        stage.note("cut", started, pid=chosen.pid)
+        await cut_one(scene, up=up, down=down, seconds=2 * stage.session)
         await stage.shared()
     everybody = list(scene.proxies)
     started = time.monotonic()
@@ -31,6 +33,16 @@ async def cut(scene: Scene) -> None:
     for process in everybody:
         stage.note("away", started, pid=process.pid)
     await stage.shared()
+
+
+async def cut_one(scene: Scene, *, up: bool, down: bool, seconds: float) -> None:
+    """Cut a worker off for a while."""
+    chosen = scene.one()
+    started = time.monotonic()
+    scene.proxies[chosen].cut(up=up, down=down)
+    await asyncio.sleep(seconds)
+    scene.proxies[chosen].mend()
+    scene.stage.note("cut", started, pid=chosen.pid)
 
 
 # F10
@@ -53,23 +65,77 @@ async def worsen(scene: Scene) -> None:
     started = time.monotonic()
     held.add(asyncio.create_task(hold(producer, longest)))
     while time.monotonic() < until:
-        process = scene.rng.choice([p for p in (*stage.alive, *stage.producers) if p is not producer])
-        proxy = scene.proxies[process]
-        match scene.rng.randrange(5):
-            case 0:
-                proxy.swallow_reply()
-            case 1 | 2:
-                proxy.reset_in_reply()
-            case 3:
-                proxy.trickle = True
-            case 4:
-                proxy.delay = 0.2
-        await asyncio.sleep(scene.rng.uniform(0.2, 1.0))
-        proxy.mend()
+        await trouble(scene, scene.rng.choice([p for p in (*stage.alive, *stage.producers) if p is not producer]))
     await asyncio.gather(*held)
     for process in (*stage.workers, *stage.producers):
         stage.note("cut", started, pid=process.pid)
     await stage.shared()
+
+
+async def trouble(scene: Scene, process: Process) -> None:
+    """One thing that a bad network does to a process, for a moment."""
+    proxy = scene.proxies[process]
+    match scene.rng.randrange(5):
+        case 0:
+            proxy.swallow_reply()
+        case 1 | 2:
+            proxy.reset_in_reply()
+        case 3:
+            proxy.trickle = True
+        case 4:
+            proxy.delay = 0.2
+    await asyncio.sleep(scene.rng.uniform(0.2, 1.0))
+    proxy.mend()
+
+
+async def come_late(scene: Scene) -> None:
+    """Hold up a commit: until it has been repeated, and others have followed; then until there is another owner.
+
+    Events of its partition take long, so that the next commit does not hide at once what the late one may have done.
+    """
+    stage, partition = scene.stage, scene.rng.randrange(PARTITIONS)
+    stage.slow_down(partition, LATE)
+    owner, held = await _caught(scene, partition)
+    started, before = time.monotonic(), await stage.offset(partition)
+    await _moved(stage, partition, before)
+    await _moved(stage, partition, await stage.offset(partition))
+    held.released.set()
+    await asyncio.sleep(LATE)
+    stage.note("late", started, pid=owner.pid)
+
+    owner, held = await _caught(scene, partition)
+    started = time.monotonic()
+    scene.proxies[owner].cut(down=False)
+
+    async def replaced() -> bool:
+        return await stage.owner(partition) is not owner
+
+    await stage.until(replaced, f"nobody has replaced the owner of partition {partition}")
+    await asyncio.sleep(LATE / 4)
+    held.released.set()
+    await asyncio.sleep(LATE / 2)
+    scene.proxies[owner].mend()
+    stage.note("cut", started, pid=owner.pid)
+    stage.speed_up()
+    await stage.shared()
+
+
+async def _caught(scene: Scene, partition: int) -> tuple[Process, Held]:
+    """The owner of a partition, with a commit of it that does not arrive."""
+    owner = await scene.stage.owner(partition)
+    log = f":log:{partition}\r\n".encode()
+    held = scene.proxies[owner].hold(
+        lambda data: log in data and b":pos:record\r\n" in data and b":processors\r\n" not in data
+    )
+    await scene.stage.until(held.caught.is_set, f"no commit of partition {partition} came along")
+    return owner, held
+
+
+async def _moved(stage: Stage, partition: int, before: EntryId) -> None:
+    async def moved() -> bool:
+        return await stage.offset(partition) > before
+
+    await stage.until(moved, f"the position of partition {partition} does not move")
 
 
 PLAYS = (
@@ -81,4 +147,5 @@ PLAYS = (
         proxied=True,
         environment={"RUNNEL_SEND_TIMEOUT": "5"},
     ),
+    Play("F10-late", "commits come late: behind their repetition, and behind the next owner", come_late, proxied=True),
 )

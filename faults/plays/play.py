@@ -21,10 +21,9 @@ class Scene:
         proxied: whether processes connect through a proxy of their own.
         proxies: by worker or producer, where the play wants them.
         figures: what the play has measured, by name; seconds or numbers.
-        orders: how many orders were given to producers.
         began: when everything ran, and the play began.
         ended: when everything was handled, and the workers were told to stop.
-        orders: which orders to producers were carried out: file and entry.
+        orders: how many orders were given to producers.
     """
 
     stage: Stage
@@ -33,9 +32,25 @@ class Scene:
     proxied: bool
     proxies: dict[Process, Proxy] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    orders: int = 0
     began: float = 0.0
     ended: float = 0.0
+    orders: int = 0
+
+    async def start_worker(self) -> Process:
+        """One more worker, with a proxy of its own where the play wants that."""
+        return await self._through(self.stage.start_worker)
+
+    async def start_producer(self, kind: str, rate: float) -> Process:
+        """One more producer; the same."""
+        return await self._through(lambda url: self.stage.start_producer(kind, rate, url))
+
+    async def _through(self, start: Callable[[str | None], Process]) -> Process:
+        if not self.proxied:
+            return start(None)
+        proxy = await Proxy(int(self.stage.server.url.rsplit(":", 1)[1])).start()
+        process = start(proxy.url)
+        self.proxies[process] = proxy
+        return process
 
     def one(self) -> Process:
         """A worker that runs."""
@@ -47,6 +62,34 @@ class Scene:
         return self.rng.sample(alive, min(len(alive), self.rng.randint(1, most)))
 
 
+async def order(scene: Scene, body: str) -> int:
+    """Have a producer send an event of this kind, and wait until it was handled. Returns by which process."""
+    return await carried_out(scene, give(scene, body))
+
+
+def give(scene: Scene, body: str) -> int:
+    """Have a producer send an event of this kind. Returns the number of the order, which is the end of the body."""
+    scene.orders += 1
+    files = [scene.stage.directory / f"p{n}.orders" for n in range(len(scene.stage.producers))]
+    free = [path for path in files if not path.exists()]  # the others have not taken their last order yet
+    scene.rng.choice(free or files).write_text(f"{body} {scene.orders}")
+    return scene.orders
+
+
+async def carried_out(scene: Scene, number: int) -> int:
+    """Wait until an order was handled. Returns by which process."""
+
+    def done() -> int:
+        for path in scene.stage.directory.glob("worker-*.journal"):
+            lines = path.read_text().splitlines()
+            if any(line.startswith("X ") and line.endswith(f" {number}") for line in lines):
+                return int(path.stem.split("-")[1])
+        return 0
+
+    pid: int = await scene.stage.until(done, f"order {number} was not carried out")
+    return pid
+
+
 def _no_more(history: History, scene: Scene) -> Iterable[Violation]:
     return ()
 
@@ -56,7 +99,7 @@ class Play:
     """A fault, and what must hold besides C1 to C9.
 
     Attributes:
-        number: F1 to F18.
+        number: F1 to F18; where there are several, with a word behind it.
         title: what is done.
         act: does it, on a stage where everything runs already.
         judge: further checks.

@@ -1,13 +1,16 @@
 """Faults of workers: killed, frozen, blocked, coming and going."""
 
+import asyncio
 import itertools
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from statistics import median
 
 from faults.checker import Violation
 from faults.history import Disturbance, Effect, History
-from faults.plays.play import Play, Scene
+from faults.plays.play import Play, Scene, order
+from faults.records import PARTITIONS
 
 HAND_OVER = 0.2
 """Seconds from the release of a partition until its next owner has it, besides the handler's time: p99 under F17."""
@@ -25,9 +28,14 @@ async def crash(scene: Scene) -> None:
     until = time.monotonic() + scene.seconds
     while time.monotonic() < until:
         await stage.handled(100)
-        stage.kill(scene.one())
-        stage.start_worker()
+        await kill_one(scene)
         await stage.shared()
+
+
+async def kill_one(scene: Scene) -> None:
+    """Kill a worker, and start another."""
+    scene.stage.kill(scene.one())
+    await scene.start_worker()
 
 
 def taken_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
@@ -71,16 +79,38 @@ def take_overs(history: History, disturbance: Disturbance) -> dict[int, float]:
 
 
 async def freeze_long(scene: Scene) -> None:
-    """SIGSTOP for two sessions: one worker, then several at once."""
+    """SIGSTOP for two sessions: one worker, then several at once. Before that, one until just after it was replaced."""
     stage = scene.stage
     session = stage.session
     until = time.monotonic() + scene.seconds
+    await freeze_until_replaced(scene)
     most = 1
     while time.monotonic() < until:
         await stage.handled(100)
         await stage.frozen(scene.some(most), 2 * session)
         await stage.shared()
         most = 3
+
+
+async def freeze_until_replaced(scene: Scene) -> None:
+    """SIGSTOP in the middle of an event with more behind it, SIGCONT in the middle of the next owner's first event."""
+    stage, partition = scene.stage, scene.rng.randrange(PARTITIONS)
+    stage.slow_down(partition, stage.session / 2)
+    await asyncio.sleep(stage.session)  # some events are waiting by now
+    worker = await stage.owner(partition)
+    started = time.monotonic()
+    worker.process.send_signal(signal.SIGSTOP)
+
+    async def replaced() -> bool:
+        return await stage.owner(partition) is not worker
+
+    await stage.until(replaced, f"nobody has replaced the owner of partition {partition}")
+    await asyncio.sleep(stage.session / 6)
+    worker.process.send_signal(signal.SIGCONT)
+    stage.note("freeze", started, pid=worker.pid)
+    await asyncio.sleep(stage.session / 2)
+    stage.speed_up()
+    await stage.shared()
 
 
 def fenced_in_time(history: History, scene: Scene) -> Iterable[Violation]:
@@ -130,7 +160,7 @@ def nothing_moves(history: History, scene: Scene) -> Iterable[Violation]:
 def nothing_repeated(history: History, scene: Scene) -> Iterable[Violation]:
     """Nothing was handled twice."""
     seen: dict[tuple[str, int], Effect] = {}
-    for effect in history.effects:
+    for effect in (effect for effect in history.effects if effect.result == "done"):
         if effect.serial in seen:
             yield Violation("repeat", f"{seen[effect.serial]} and {effect}", effect.started, effect.partition)
         seen[effect.serial] = effect
@@ -140,39 +170,25 @@ def nothing_repeated(history: History, scene: Scene) -> Iterable[Violation]:
 
 
 async def block(scene: Scene) -> None:
-    """A handler calls time.sleep for two sessions, twice."""
+    """A handler calls time.sleep for three sessions, twice."""
     for _ in range(2):
-        await _order(scene, f"block {2 * scene.stage.session}")
+        await order(scene, f"block {3 * scene.stage.session}")
 
 
 async def hold(scene: Scene) -> None:
     """A handler calls a C function that keeps the interpreter's lock for two sessions, twice."""
     for _ in range(2):
-        pid = await _order(scene, f"hold {2 * scene.stage.session}")
-        stage = scene.stage
-        (worker,) = (w for w in stage.workers if w.pid == pid)
-        ended = time.monotonic()
-        stage.disturbances.append(Disturbance("hold", ended - 2 * stage.session - 0.5, ended, pid))
-        assert worker.alive
-        await stage.shared()
+        await hold_one(scene)
+        await scene.stage.shared()
 
 
-async def _order(scene: Scene, body: str) -> int:
-    """Have a producer send an event of this kind, and wait until it was handled. Returns by which process."""
+async def hold_one(scene: Scene) -> None:
+    """A handler calls such a function."""
     stage = scene.stage
-    scene.orders += 1
-    mark = f" {scene.orders}"
-    producer = scene.rng.randrange(len(stage.producers))
-    (stage.directory / f"p{producer}.orders").write_text(body + mark)
-
-    def done() -> int:
-        for path in stage.directory.glob("worker-*.journal"):
-            if any(line.startswith("X ") and line.endswith(mark) for line in path.read_text().splitlines()):
-                return int(path.stem.split("-")[1])
-        return 0
-
-    pid: int = await stage.until(done, f"the order {body!r} was not carried out")
-    return pid
+    pid = await order(scene, f"hold {2 * stage.session}")
+    started = time.monotonic() - 0.5  # it has begun by then
+    await asyncio.sleep(2 * stage.session)
+    stage.note("hold", started, pid=pid)
 
 
 # F16, F17
@@ -218,9 +234,14 @@ async def stop(scene: Scene) -> None:
     until = time.monotonic() + scene.seconds
     while time.monotonic() < until:
         await stage.handled(150)
-        stage.terminate(scene.one())
-        stage.start_worker()
+        await replace_one(scene)
         await stage.shared()
+
+
+async def replace_one(scene: Scene) -> None:
+    """Ask a worker to stop, and start another."""
+    scene.stage.terminate(scene.one())
+    await scene.start_worker()
 
 
 def handed_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
@@ -256,10 +277,17 @@ def hand_overs(history: History) -> list[float]:
 
 
 PLAYS = (
-    Play("F1", "crash: kill -9 of a worker, and another in its place", crash, taken_over_soon, session=None),
+    Play(
+        "F1",
+        "crash: kill -9 of a worker, and another in its place",
+        crash,
+        taken_over_soon,
+        session=None,
+        environment={"FAULTS_LONG_SHARE": "0.01"},  # so that most kills come in the middle of an event
+    ),
     Play("F2", "freeze for longer than the session", freeze_long, fenced_in_time),
     Play("F3", "freeze for half a session", freeze_short, nothing_moves, seconds=12),
-    Play("F4", "a handler blocks the event loop for two sessions", block, nothing_moves),
+    Play("F4", "a handler blocks the event loop for three sessions", block, nothing_moves),
     Play("F5", "a handler holds the interpreter's lock for two sessions", hold, workers=3),
     Play("F16", "churn: 1 to 6 workers and back, rolling restarts", churn, never_idle, session=None, workers=1),
     Play("F17", "graceful stop under load", stop, handed_over_soon, session=None),

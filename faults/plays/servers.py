@@ -20,18 +20,32 @@ async def restart(scene: Scene) -> None:
     until = time.monotonic() + scene.seconds
     while True:
         await stage.handled(150)
-        lose = scene.rng.choice((0.0, 0.5, 1.5))
-        await stage.crash_server(scene.rng.uniform(0.1, 1.0), lose)
+        await crash_it(scene)
         await stage.handled(150)
         await asyncio.sleep(1.0)  # so that faults do not make up a single one that is longer than a session
         if time.monotonic() > until:
             return
-        await stage.ask("CLIENT", "PAUSE", int(stage.session * 500), scene.rng.choice(("ALL", "WRITE")))
+        await pause(scene)
         await stage.handled(150)
         await asyncio.sleep(1.0)
-        await stage.ask("DEBUG", "SLEEP", stage.session / 2)
+        await sleep(scene)
         await stage.handled(150)
         await asyncio.sleep(1.0)
+
+
+async def crash_it(scene: Scene) -> None:
+    """Crash the server and start it again."""
+    await scene.stage.crash_server(scene.rng.uniform(0.1, 1.0), scene.rng.choice((0.0, 0.5, 1.5)))
+
+
+async def pause(scene: Scene) -> None:
+    """Hold its clients for half a session."""
+    await scene.stage.ask("CLIENT", "PAUSE", int(scene.stage.session * 500), scene.rng.choice(("ALL", "WRITE")))
+
+
+async def sleep(scene: Scene) -> None:
+    """Stop it for half a session."""
+    await scene.stage.ask("DEBUG", "SLEEP", scene.stage.session / 2)
 
 
 def nobody_is_evicted(history: History, scene: Scene) -> Iterable[Violation]:
@@ -70,17 +84,22 @@ def ids_grow(history: History, scene: Scene) -> Iterable[Violation]:
 
 async def memory(scene: Scene) -> None:
     """maxmemory at what is used: producers cannot append, workers go on; then there is memory again."""
-    stage = scene.stage
     until = time.monotonic() + scene.seconds
     while time.monotonic() < until:
-        info = (await stage.ask("INFO", "memory")).decode()
-        used = int(next(line for line in info.splitlines() if line.startswith("used_memory:")).split(":")[1])
-        await stage.ask("CONFIG", "SET", "maxmemory", max(used - 100_000, 1))
-        started = time.monotonic()
-        await asyncio.sleep(scene.seconds / 4)
-        stage.note("memory", started)
-        await stage.ask("CONFIG", "SET", "maxmemory", 0)
-        await stage.handled(150)
+        await fill_memory(scene)
+        await scene.stage.handled(150)
+
+
+async def fill_memory(scene: Scene) -> None:
+    """No memory is left for a while."""
+    stage = scene.stage
+    info = (await stage.ask("INFO", "memory")).decode()
+    used = int(next(line for line in info.splitlines() if line.startswith("used_memory:")).split(":")[1])
+    await stage.ask("CONFIG", "SET", "maxmemory", max(used - 100_000, 1))
+    started = time.monotonic()
+    await asyncio.sleep(min(5.0, scene.seconds / 4))
+    stage.note("memory", started)
+    await stage.ask("CONFIG", "SET", "maxmemory", 0)
 
 
 # F15
@@ -88,8 +107,23 @@ async def memory(scene: Scene) -> None:
 
 async def destroy(scene: Scene) -> None:
     """Each command that an operator may regret."""
+    stage = scene.stage
+    harmless = _without_harm(scene)
+    scene.rng.shuffle(harmless)
+    for command in harmless:
+        await stage.ask(*command)
+        await stage.handled(60)
+    await stage.shared()
+    for command, partition in _with_harm(scene):
+        await _destroying(scene, command, partition)
+        await stage.handled(100)
+        await stage.shared()
+
+
+def _without_harm(scene: Scene) -> list[tuple[object, ...]]:
+    """What loses nothing but what can be made again."""
     stage, keys = scene.stage, scene.stage.steps.keys
-    harmless = [
+    return [
         ("SCRIPT", "FLUSH"),
         ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
         ("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"),
@@ -99,25 +133,36 @@ async def destroy(scene: Scene) -> None:
         ("DEL", keys.metadata),
         ("DEL", keys.registered(0)),
     ]
-    scene.rng.shuffle(harmless)
-    for command in harmless:
-        await stage.ask(*command)
-        await stage.handled(60)
-    await stage.shared()
-    for partition in scene.rng.sample(range(PARTITIONS), 2):
-        await _destroying(scene, ("XTRIM", keys.log(partition), "MAXLEN", 0), partition)
-    for partition in scene.rng.sample(range(PARTITIONS), 2):
-        await _destroying(scene, ("DEL", keys.log(partition)), partition)
-    await _destroying(scene, ("DEL", keys.positions(0, "record")), None)
-    await _destroying(scene, ("FLUSHALL",), None)
+
+
+def _with_harm(scene: Scene) -> list[tuple[tuple[object, ...], int | None]]:
+    """What loses events or positions, and of which partition; ``None`` for all."""
+    keys = scene.stage.steps.keys
+    first, second, third, fourth = scene.rng.sample(range(PARTITIONS), 4)
+    return [
+        (("XTRIM", keys.log(first), "MAXLEN", 0), first),
+        (("XTRIM", keys.log(second), "MAXLEN", 0), second),
+        (("DEL", keys.log(third)), third),
+        (("DEL", keys.log(fourth)), fourth),
+        (("DEL", keys.positions(0, "record")), None),
+        (("FLUSHALL",), None),
+    ]
+
+
+async def command_without_harm(scene: Scene) -> None:
+    """One of them."""
+    await scene.stage.ask(*scene.rng.choice(_without_harm(scene)))
+
+
+async def command_with_harm(scene: Scene) -> None:
+    """One of them."""
+    await _destroying(scene, *scene.rng.choice(_with_harm(scene)))
 
 
 async def _destroying(scene: Scene, command: tuple[object, ...], partition: int | None) -> None:
     started = time.monotonic()
     await scene.stage.ask(*command)
     scene.stage.note("destroy", started, partition=partition)
-    await scene.stage.handled(100)
-    await scene.stage.shared()
 
 
 PLAYS = (

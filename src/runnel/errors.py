@@ -9,6 +9,7 @@
     │  ├─ MetadataMismatch            the stream is stored with other properties
     │  └─ UnknownProcessor            no processor of that name in the app
     ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
+    ├─ NoSuchPlace                 no id, time, duration or partition of a stream    exit status 2
     ├─ RecordError                 a value that does not fit                         exit status 2
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
@@ -43,6 +44,7 @@ __all__ = [
     "MigrationConflict",
     "MoveFailed",
     "NoSuchLetter",
+    "NoSuchPlace",
     "NotQuarantined",
     "PartitionKeyError",
     "ProcessorInUse",
@@ -95,6 +97,12 @@ class UnknownProcessor(ConfigurationError):
 
 class TargetError(RunnelError):
     """A command-line target does not lead to the object that the command needs."""
+
+    exit_status = 2
+
+
+class NoSuchPlace(RunnelError, ValueError):
+    """Words that should name a place in a stream do not: no id, time, duration, or number of a partition."""
 
     exit_status = 2
 

@@ -199,7 +199,7 @@ class DeadLettered(Announcement):
 
 @dataclass(frozen=True, slots=True)
 class PartitionsPaused(Announcement):
-    """Somebody has paused the processor: the events in progress are finished, and nothing more is handed out."""
+    """Somebody has paused the processor: events in progress are finished, nothing more is handed out, nothing begun."""
 
     processor: str
     partitions: tuple[int, ...]

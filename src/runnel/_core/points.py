@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from runnel._core.entry_ids import BEGINNING
-from runnel.errors import ConfigurationError
+from runnel.errors import NoSuchPlace
 
 __all__ = ["duration", "point"]
 
@@ -24,7 +24,7 @@ def point(words: str, now: float) -> bytes | None:
         The id; ``None`` for what is yet to come.
 
     Raises:
-        ConfigurationError: it is none of these.
+        NoSuchPlace: it is none of these.
     """
     if words in ("latest", "$"):
         return None
@@ -37,7 +37,7 @@ def point(words: str, now: float) -> bytes | None:
     try:
         moment = datetime.fromisoformat(words)
     except ValueError:
-        raise ConfigurationError(
+        raise NoSuchPlace(
             f'"{words}" is not an entry id. Ids look like 1700000000000-0; a place in a stream is named by an id, '
             "earliest, latest, a time such as 2026-01-31T12:00:00Z, or how long ago it was, such as -5m."
         ) from None
@@ -48,11 +48,11 @@ def duration(words: str) -> float:
     """Seconds of a duration such as ``90s``, ``5m``, ``1h30m`` or ``2d``.
 
     Raises:
-        ConfigurationError: it is none.
+        NoSuchPlace: it is none.
     """
     seconds = _seconds(words)
     if seconds is None:
-        raise ConfigurationError(f'"{words}" is not a duration. Durations look like 90s, 5m, 1h30m or 2d.')
+        raise NoSuchPlace(f'"{words}" is not a duration. Durations look like 90s, 5m, 1h30m or 2d.')
     return seconds
 
 

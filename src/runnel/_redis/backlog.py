@@ -6,6 +6,7 @@ from runnel._core.entry_ids import parse
 from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.queries import log_state, position
+from runnel._redis.scripts import ALL
 
 __all__ = ["Backlog", "added", "oldest_age", "remaining", "server_time"]
 
@@ -17,20 +18,22 @@ class Backlog:
     Attributes:
         events: unprocessed events in partitions that are worked on.
         done: processed ones.
-        quarantined: partitions that are marked as poisoned; all of them where the processor is paused.
+        quarantined: partitions that are marked as poisoned.
+        paused: unprocessed events in the other ones, if somebody has paused the processor; ``events`` is 0 then.
     """
 
     events: int
     done: int
     quarantined: int
+    paused: int
 
 
 async def remaining(
     link: Link, keys: StreamKeys, control: ControlKeys, processor: str, partition_count: int
 ) -> Backlog:
     """The backlog of a processor in all its partitions."""
-    parked = await link.call("HKEYS", control.parked)
-    poisoned = set(range(partition_count)) if b"*" in parked else {int(partition) for partition in parked}
+    parked = set(await link.call("HKEYS", control.parked))
+    poisoned = {int(partition) for partition in parked - {ALL.encode()}}
     events = done = 0
     for partition in range(partition_count):
         state = None if partition in poisoned else await log_state(link, keys, partition)
@@ -38,7 +41,8 @@ async def remaining(
             stored = await position(link, keys, processor, partition)
             events += state.length if stored is None else max(0, state.added - stored[1])
             done += 0 if stored is None else stored[1]
-    return Backlog(events, done, len(poisoned))
+    paused = ALL.encode() in parked
+    return Backlog(0 if paused else events, done, len(poisoned), events if paused else 0)
 
 
 async def added(link: Link, keys: StreamKeys, partition: int) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
-from runnel._redis.scripts import ALL
+from runnel._redis.scripts import ALL, STALLED
 
-__all__ = ["GroupState", "MemberState", "Ownership", "Parked", "SlowEvent", "group_state", "server_time"]
+__all__ = ["GroupState", "MemberState", "Ownership", "Parked", "Slow", "group_state", "server_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
-class SlowEvent:
-    """An event that has been in progress since ``since`` (seconds of the server's clock) under a token."""
+class Slow:
+    """What has gone on since ``since`` (seconds of the server's clock) under a token."""
 
     token: int
-    event: str
+    what: str
     since: float
 
 
@@ -59,14 +59,16 @@ class GroupState:
         owners: by partition.
         quarantined: by partition.
         paused: why the whole processor is paused; ``None`` if it is not.
-        slow: by partition.
+        slow: the event that has been in progress for long, by partition.
+        stalled: what those partitions do that make no progress, by partition.
     """
 
     members: tuple[MemberState, ...]
     owners: Mapping[int, Ownership]
     quarantined: Mapping[int, Parked]
     paused: Parked | None
-    slow: Mapping[int, SlowEvent]
+    slow: Mapping[int, Slow]
+    stalled: Mapping[int, Slow]
 
 
 async def server_time(link: Link) -> float:
@@ -81,7 +83,7 @@ async def group_state(link: Link, keys: ControlKeys) -> GroupState:
     members = await _hash(link, keys.members)
     owners = await _hash(link, keys.owners)
     parked = {field: _parked(value) for field, value in (await _hash(link, keys.parked)).items()}
-    slow = await _hash(link, keys.slow)
+    slow = {field: _slow(value) for field, value in (await _hash(link, keys.slow)).items()}
     connected = await link.call("PUBSUB", "SHARDNUMSUB", *(keys.wake(name) for name in members)) if members else []
     # The logical clock stands still between two calls, so what has passed since the last one is the server's time.
     since_call = max(0.0, await server_time(link) * 1000 - int(now or 0))
@@ -95,7 +97,8 @@ async def group_state(link: Link, keys: ControlKeys) -> GroupState:
         {int(p): _ownership(value) for p, value in owners.items()},
         {int(p): mark for p, mark in parked.items() if p != ALL and mark.member in members},
         parked.get(ALL),
-        {int(p): _slow(value) for p, value in slow.items()},
+        {int(p): note for p, note in slow.items() if not p.startswith(STALLED)},
+        {int(p.removeprefix(STALLED)): note for p, note in slow.items() if p.startswith(STALLED)},
     )
 
 
@@ -114,6 +117,6 @@ def _parked(value: bytes) -> Parked:
     return Parked(value, member, json.loads(details))
 
 
-def _slow(value: bytes) -> SlowEvent:
-    token, event, since = value.decode().split("|")
-    return SlowEvent(int(token), event, int(since) / 1000)
+def _slow(value: bytes) -> Slow:
+    token, what, since = value.decode().split("|")
+    return Slow(int(token), what, int(since) / 1000)

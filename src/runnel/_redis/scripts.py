@@ -30,6 +30,7 @@ __all__ = [
     "Op",
     "Seat",
     "Stale",
+    "acknowledge",
     "acquire",
     "append",
     "claim",
@@ -43,6 +44,7 @@ __all__ = [
     "look",
     "losses",
     "note_slow",
+    "note_stalled",
     "park",
     "quarantine",
     "reset",
@@ -83,6 +85,8 @@ _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
 _losses = _Script("losses", includes=("log",))
+_count_loss = _Script("count_loss")
+_acknowledge = _Script("acknowledge")
 _look = _Script("look", includes=("log",))
 _park = _Script("park")
 _slow = _Script("slow")
@@ -207,6 +211,9 @@ async def quarantine(link: Link, seat: Seat, partition: int, token: int, details
     return bool(answer == b"OK")
 
 
+STALLED = "stalled:"
+"""What begins the fields of the slow hash that are about partitions which make no progress."""
+
 ALL = "*"
 """The field of the parked hash that parks all partitions."""
 
@@ -228,6 +235,12 @@ async def park(link: Link, keys: ControlKeys, field: int | str, expected: bytes,
 async def note_slow(link: Link, keys: ControlKeys, events: Sequence[tuple[int, int, str, float]]) -> None:
     """Note which events have been in progress for long: partition, token, id (empty: none any more), seconds."""
     arguments = [word for p, token, event, seconds in events for word in (p, token, event, int(seconds * 1000))]
+    await _slow(link, (keys.slow,), arguments)
+
+
+async def note_stalled(link: Link, keys: ControlKeys, stalls: Sequence[tuple[int, int, str, float]]) -> None:
+    """Note which partitions make no progress: partition, token, what they do (empty: it is over), seconds."""
+    arguments = [w for p, token, doing, seconds in stalls for w in (f"{STALLED}{p}", token, doing, int(seconds * 1000))]
     await _slow(link, (keys.slow,), arguments)
 
 
@@ -485,9 +498,27 @@ async def look(link: Link, keys: StreamKeys, processor: str, partitions: Sequenc
     return found
 
 
-async def count_loss(link: Link, keys: StreamKeys, processor: str, partition: int, entries: int) -> None:
-    """Add to the entries that were removed from a partition before a processor had processed them."""
-    await link.call("HINCRBY", keys.positions(keys.slot_group(partition), processor), f"lost:{partition}", entries)
+async def count_loss(
+    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str, entries: int, removed: int
+) -> bool:
+    """Count entries that were removed from a partition that we own before we had read them.
+
+    Arguments:
+        entries: how many.
+        removed: entries of the log up to the last one of them, counted from its first one.
+
+    Returns:
+        False if we do not own the partition any more: what we know of it is out of date.
+    """
+    positions = keys.positions(keys.slot_group(partition), processor)
+    answer = await _count_loss(link, (positions,), (partition, f"{token}:{member}", entries, removed))
+    return bool(answer == b"OK")
+
+
+async def acknowledge(link: Link, keys: StreamKeys, processor: str, partition: int, lost: int, rollbacks: int) -> bool:
+    """Forget counted losses and rollbacks of a partition. False if there are others than these by now."""
+    positions = keys.positions(keys.slot_group(partition), processor)
+    return bool(await _acknowledge(link, (positions,), (partition, lost, rollbacks)))
 
 
 async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:

@@ -4,6 +4,7 @@ The loops here read as the protocol of ``docs/architecture.md``. No key names, n
 """
 
 from runnel._worker.collector import tune_collector
+from runnel._worker.loops import loop_factory
 from runnel._worker.worker import Worker
 
-__all__ = ["Worker", "tune_collector"]
+__all__ = ["Worker", "loop_factory", "tune_collector"]

@@ -14,14 +14,14 @@ INTERVAL = 0.25
 """Seconds between two looks, each of which costs two commands per partition."""
 
 
-async def nothing_left(worker: Worker) -> int:
-    """Wait until all events are processed, but for those in quarantined partitions.
+async def nothing_left(worker: Worker) -> dict[str, Backlog]:
+    """Wait until all events are processed, but for those in quarantined partitions and of paused processors.
 
     While one processor is looked at, another may finish an event and send to the one before. So it takes two looks
     that find nothing, without any progress in between.
 
     Returns:
-        The number of quarantined partitions.
+        What each processor has not processed, by name.
     """
     app = worker.app
     link = Link(app.endpoint)
@@ -45,7 +45,7 @@ async def nothing_left(worker: Worker) -> int:
         while True:
             backlogs = await patiently("look for what is left", look, app.instruments)
             if not any(backlog.events for backlog in backlogs) and backlogs == before:
-                return sum(backlog.quarantined for backlog in backlogs)
+                return {p.name: backlog for p, backlog in zip(worker.processors, backlogs, strict=True)}
             before = backlogs
             await asyncio.sleep(INTERVAL)
     finally:

@@ -70,6 +70,7 @@ class PartitionConsumer:
     Attributes:
         feed: buffer and progress.
         state: where it stands in the life cycle of ``_core/partitions.py``.
+        quarantined: an event has failed here; a partition that is parked and is not quarantined is paused.
         processed: how many events were acknowledged.
     """
 
@@ -97,7 +98,7 @@ class PartitionConsumer:
         self._processor = processor
         self.feed = feed
         self.state = PartitionState.GRANTED
-        self._quarantined = quarantined
+        self.quarantined = quarantined
         self._parked = quarantined or paused
         self._after = after
         self._events = Events(
@@ -131,11 +132,6 @@ class PartitionConsumer:
     def held(self) -> tuple[str, ...]:
         """Their ids."""
         return self._events.held
-
-    @property
-    def quarantined(self) -> bool:
-        """Whether it is parked because an event failed, and not because somebody has paused the processor."""
-        return self.state is PartitionState.PARKED and self._quarantined
 
     @property
     def in_progress(self) -> str:
@@ -204,8 +200,9 @@ class PartitionConsumer:
                 PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
             )
 
-    def park(self) -> bool:
+    def park(self, *, quarantined: bool) -> bool:
         """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""
+        self.quarantined = quarantined
         if self.state is PartitionState.GRANTED:
             self._parked = True
         if self.state is not PartitionState.RUNNING:
@@ -225,7 +222,7 @@ class PartitionConsumer:
 
         What is read again is the position: a failed event is tried again, one that was skipped is not.
         """
-        self._parked = self._quarantined = False  # where it is not yet acquired: as if it had never been parked
+        self._parked = self.quarantined = False  # where it is not yet acquired: as if it had never been parked
         if self.state is not PartitionState.PARKED:
             return False
         self.state = advance(self.state, Step.RESUME)
@@ -298,7 +295,7 @@ class PartitionConsumer:
         if self.state is PartitionState.GRANTED:
             self.state = advance(self.state, Step.PARK if self._parked else Step.ACQUIRE)
             position = acquired.offset.decode()
-            self._owner.announce(PartitionGained(name, feed.partition, feed.token, position, self._quarantined))
+            self._owner.announce(PartitionGained(name, feed.partition, feed.token, position, self.quarantined))
         if self.state is PartitionState.PARKED:
             feed.end()
         else:
@@ -423,8 +420,8 @@ class PartitionConsumer:
             self._owner.halt(name, failure)
             await self._drain_wanted.wait()
         elif self.state in (PartitionState.RUNNING, PartitionState.PARKED):
+            self.quarantined = True
             self._marked_at = math.inf  # an answer that does not know of the mark must not end it
-            self._quarantined = True
             if self.state is PartitionState.RUNNING:
                 self.state = advance(self.state, Step.PARK)
             self._woken.clear()

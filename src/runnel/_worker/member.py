@@ -120,7 +120,10 @@ class Member:
             self._on_moved,
         )
         self.holder.in_progress = self._in_progress
-        self._watchdog = Watchdog(processor.name, self.keys, processor.stall_timeout, self._at_work, instruments)
+        control = self.keys.control(processor.name)
+        self._watchdog = Watchdog(
+            processor.name, self.keys, control, processor.stall_timeout, self._at_work, instruments
+        )
         self.holder.watch = self._watchdog.run
         self.holder.on_sealed = self._succession.look
         self._heartbeats: Heartbeats
@@ -246,6 +249,8 @@ class Member:
                 self._begin(
                     partition, token, quarantined=partition in beat.quarantined, paused=partition in beat.paused
                 )
+            if idle := tuple(sorted(partition for partition, _ in plan.acquire if partition in beat.paused)):
+                self.announce(PartitionsPaused(self.processor.name, idle))
 
     def _park(self, beat: Beat) -> None:
         """Stop what is parked, and go on with what is not any more."""
@@ -253,7 +258,8 @@ class Member:
         for partition in sorted(self._consumers.keys() & beat.granted.keys()):
             consumer = self._consumers[partition]
             if partition in beat.quarantined or partition in beat.paused:
-                if consumer.park():
+                quarantined = partition in beat.quarantined or consumer.marked_after(beat.sent)
+                if consumer.park(quarantined=quarantined):
                     stopped.append(partition)
             elif consumer.marked_after(beat.sent):
                 self.holder.settled = False  # it may not know of our mark yet: have it all said once more
@@ -272,10 +278,10 @@ class Member:
                 found.append((partition, consumer.feed.token, event))
         return found
 
-    def _at_work(self) -> dict[int, str]:
-        """What each partition is doing that should make progress. Called on the heartbeat thread, so it only reads."""
+    def _at_work(self) -> dict[int, tuple[int, str]]:
+        """Token and doing of each partition that should make progress. Called on the heartbeat thread."""
         consumers = tuple(self._consumers.values())
-        return {c.feed.partition: c.doing for c in consumers if c.state is PartitionState.RUNNING}
+        return {c.feed.partition: (c.feed.token, c.doing) for c in consumers if c.state is PartitionState.RUNNING}
 
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():
@@ -345,16 +351,19 @@ class Member:
                     elif entries:
                         feed.skip(entries)
                         self._committer.probe(feed)  # the count is part of the position
-                        self.announce(LossDetected(self.processor.name, feed.partition, entries))
-                        await self._count_loss(feed.partition, entries)
+                        if await self._count_loss(feed, entries, feed.read):
+                            self.announce(LossDetected(self.processor.name, feed.partition, entries))
 
-    async def _count_loss(self, partition: int, entries: int) -> None:
-        """For operators, who look later; an answer that is lost may count it twice."""
+    async def _count_loss(self, feed: Feed, entries: int, removed: int) -> bool:
+        """For operators, who look later. False if the partition is not ours: who owns it knows better."""
+        keys, name, member = self.keys, self.processor.name, self.holder.seat.member
 
-        async def attempt() -> None:
-            await scripts.count_loss(self._link, self.keys, self.processor.name, partition, entries)
+        async def attempt() -> bool:
+            return await scripts.count_loss(
+                self._link, keys, name, feed.partition, feed.token, member, entries, removed
+            )
 
-        await patiently("count a loss", attempt, self._instruments)
+        return await patiently("count a loss", attempt, self._instruments)
 
     # What the consumers need
 

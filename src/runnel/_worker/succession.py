@@ -78,6 +78,7 @@ class Succession:
 
     async def _following(self, link: Link) -> Generation | None:
         while True:
+            self._told.clear()  # what is told from here on is not missed
             found = await patiently(
                 "look for generations", lambda: generations.generations_of(link, self._keys), self._instruments
             )
@@ -85,7 +86,6 @@ class Succession:
                 return None
             if found is not None and (following := found.after(self._generation)) is not None:
                 return following
-            self._told.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
                     await self._told.wait()

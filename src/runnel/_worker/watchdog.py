@@ -7,11 +7,12 @@ of the parts whose failure it is to notice: reader, processor, committer, the wo
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from runnel._core.stalls import Stalls
-from runnel._redis.keys import StreamKeys
+from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Link
-from runnel._redis.scripts import look
+from runnel._redis.scripts import look, note_stalled
 from runnel.errors import RunnelError
 from runnel.instruments import Instruments, PartitionRecovered, PartitionStalled
 
@@ -28,19 +29,23 @@ class Watchdog:
         self,
         processor: str,
         keys: StreamKeys,
+        control: ControlKeys,
         patience: float,
-        at_work: Callable[[], Mapping[int, str]],
+        at_work: Callable[[], Mapping[int, tuple[int, str]]],
         instruments: Instruments,
     ) -> None:
         """Arguments:
         processor: whose partitions.
         keys: of its stream.
+        control: of its group, where it is noted for operators.
         patience: seconds without progress before that is announced.
-        at_work: which partitions should make progress, and what each is doing now; called on the heartbeat thread.
+        at_work: which partitions should make progress; under which token, and what each is doing now; called on the
+            heartbeat thread.
         instruments: where to announce; from the heartbeat thread.
         """
         self._processor = processor
         self._keys = keys
+        self._control = control
         self._interval = min(MOST_INTERVAL, patience / 4)
         self._at_work = at_work
         self._instruments = instruments
@@ -68,6 +73,11 @@ class Watchdog:
             waiting = {p: state.offset for p, state in found.items() if state.offset is not None and state.following}
             stalled, recovered = self._stalls.look(looked, waiting)
             for partition, seconds in sorted(stalled.items()):
-                self._instruments.announce(PartitionStalled(self._processor, partition, seconds, at_work[partition]))
+                doing = at_work[partition][1]
+                self._instruments.announce(PartitionStalled(self._processor, partition, seconds, doing))
             for partition in sorted(recovered):
                 self._instruments.announce(PartitionRecovered(self._processor, partition))
+            notes = [(p, *at_work[p], seconds) for p, seconds in stalled.items()] + [(p, 0, "", 0.0) for p in recovered]
+            if notes:
+                with suppress(RunnelError):  # who cannot tell now will not be asked
+                    await note_stalled(link, self._control, notes)

@@ -16,6 +16,7 @@ from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
 from runnel.admin.description import Description, GenerationDescription, PartitionDescription, describe_stream
 from runnel.admin.doctor import examine
 from runnel.admin.findings import Finding
+from runnel.admin.losses import Losses, acknowledge_losses
 from runnel.admin.migration import (
     Migration,
     Remaining,
@@ -42,6 +43,7 @@ from runnel.admin.status import (
     ProcessorStatus,
     Rate,
     SlowEvent,
+    Stall,
     Status,
     StreamStatus,
     status_of,
@@ -55,6 +57,7 @@ __all__ = [
     "Description",
     "Finding",
     "GenerationDescription",
+    "Losses",
     "MemberStatus",
     "Migration",
     "Move",
@@ -70,8 +73,10 @@ __all__ = [
     "Shift",
     "Skipped",
     "SlowEvent",
+    "Stall",
     "Status",
     "StreamStatus",
+    "acknowledge_losses",
     "apply_reset",
     "begin_migration",
     "delete_processor",

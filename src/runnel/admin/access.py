@@ -8,7 +8,7 @@ from runnel._core.generations import Generation
 from runnel._redis.generations import generations_of
 from runnel._redis.link import Link
 from runnel.app import App
-from runnel.errors import ConfigurationError, UnknownProcessor, did_you_mean
+from runnel.errors import NoSuchPlace, UnknownProcessor, did_you_mean
 from runnel.processors import Processor
 from runnel.streams import Stream
 
@@ -56,14 +56,12 @@ def chosen_partitions(
         generation: default: the one in use.
 
     Raises:
-        ConfigurationError: one does not exist.
+        NoSuchPlace: one does not exist.
     """
     count = (generation or stream.generation).partition_count
     if partitions is None:
         return list(range(count))
     for partition in partitions:
         if not 0 <= partition < count:
-            raise ConfigurationError(
-                f'Stream "{stream.name}" has the partitions 0 to {count - 1}, but not {partition}.'
-            )
+            raise NoSuchPlace(f'Stream "{stream.name}" has the partitions 0 to {count - 1}, but not {partition}.')
     return sorted(set(partitions))

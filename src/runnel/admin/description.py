@@ -59,6 +59,7 @@ class Description:
         metadata: the key of what is stored about it.
         generations: those whose logs there are, the one in use last.
         processors: registered ones, and the generation that each is at.
+        moved: address of the server that it was moved to, or is being moved to; else empty.
     """
 
     stream: str
@@ -67,6 +68,7 @@ class Description:
     metadata: str
     generations: tuple[GenerationDescription, ...]
     processors: dict[str, int]
+    moved: str
 
 
 async def describe_stream(app: App, stream: Stream[Any]) -> Description:
@@ -105,6 +107,7 @@ async def describe_stream(app: App, stream: Stream[Any]) -> Description:
             stream.keys.metadata,
             tuple(described),
             {name: generations.of_processor(stream.keys.group_name(name)).number for name in names},
+            generations.moved or generations.moving,
         )
 
 

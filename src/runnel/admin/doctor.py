@@ -8,7 +8,7 @@ from runnel._redis.groups import group_state
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel.admin.access import connected
-from runnel.admin.findings import Finding, number
+from runnel.admin.findings import Finding, number, ranges, where
 from runnel.admin.server_check import check_clock, check_server
 from runnel.admin.status import PartitionStatus, ProcessorStatus, look_at
 from runnel.app import App
@@ -116,9 +116,10 @@ async def _stream(link: Link, app: App, stream: Stream[Any], called: Mapping[str
         found += await _sessions(link, app, status)
         for partition in status.partitions:
             found += _partition(stream, status, partition, call)
+        found += _losses(status, call)
         if status.paused is not None:
             cure = f"When it may go on: runnel processor resume {call}"
-            found.append(Finding(f'"{name}" is paused.', cure, urgent=False))
+            found.append(Finding(f'"{name}" was paused by {status.paused_by}.', cure, urgent=False))
     return found
 
 
@@ -140,7 +141,7 @@ def _workers(app: App, status: ProcessorStatus) -> list[Finding]:
     if unowned and len(silent) < len(status.members):
         found.append(
             Finding(
-                f'"{name}": nobody owns the partitions {", ".join(map(str, unowned))}.',
+                f'"{name}": nobody owns the partitions {ranges(unowned)}.',
                 "They are being moved if this goes away within the grace period; if not, see the workers' logs.",
             )
         )
@@ -162,38 +163,53 @@ async def _sessions(link: Link, app: App, status: ProcessorStatus) -> list[Findi
 
 
 def _partition(stream: Stream[Any], status: ProcessorStatus, partition: PartitionStatus, call: str) -> list[Finding]:
-    name, where, found = status.name, partition.partition, []
+    name, at, found = status.name, partition.partition, []
     if partition.state == "quarantined":
         found.append(
             Finding(
-                f'"{name}" is quarantined in partition {where}, with {_events(partition.lag)} waiting.',
-                f"See runnel quarantine show {call} --partition {where}; then retry or skip.",
+                f'"{name}" is quarantined in partition {at}, with {_events(partition.lag)} waiting.',
+                f"See runnel quarantine show {call} --partition {at}; then retry or skip.",
+            )
+        )
+    if partition.stall is not None:
+        found.append(
+            Finding(
+                f'"{name}" has made no progress in partition {at} for {partition.stall.seconds:.0f} s, with '
+                f"{_events(partition.lag)} waiting: {partition.stall.doing}.",
+                f"See the log of {partition.owner}. If it is not your code that takes so long, restart that worker.",
             )
         )
     size = stream.options.limits.partition_size
     if size and partition.lag >= NEARLY_FULL * size:
         found.append(
             Finding(
-                f'Partition {where} of "{stream.name}" is full of events that "{name}" has not processed '
+                f'Partition {at} of "{stream.name}" is full of events that "{name}" has not processed '
                 f"({partition.lag:,} of {size:,}): producers wait, or fail.",
-                "Start more workers, raise partition_size, or let it skip: runnel processor reset.",
+                f"Start more workers, raise partition_size, or let it skip: runnel processor reset {call}.",
             )
         )
-    if partition.lost:
+    return found
+
+
+def _losses(status: ProcessorStatus, call: str) -> list[Finding]:
+    name, found = status.name, []
+    known = f"When you know why: runnel processor acknowledge {call}"
+    if lost := [partition.partition for partition in status.partitions if partition.lost]:
         found.append(
             Finding(
-                f'"{name}" has lost {_events(partition.lost)} of partition {where}: they were removed before it had '
-                "processed them.",
-                'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server.',
+                f'"{name}" has lost {_events(status.lost)} of {where(lost)}: they were removed before it had processed '
+                "them.",
+                'Nothing brings them back. Look for on_full="trim", for XTRIM or XDEL by hand, for an evicting server. '
+                f"{known}",
                 urgent=False,
             )
         )
-    if partition.rollbacks:
-        times = number(partition.rollbacks, "time")
+    if rolled_back := [partition.partition for partition in status.partitions if partition.rollbacks]:
+        times = number(status.rollbacks, "time")
         found.append(
             Finding(
-                f'Redis has lost confirmed data of "{name}" in partition {where}, {times}.',
-                "Look for restarts and fail-overs; appendfsync always, or replicas, keep more.",
+                f'Redis has lost confirmed data of "{name}" in {where(rolled_back)}, {times}.',
+                f"Look for restarts and fail-overs; appendfsync always, or replicas, keep more. {known}",
                 urgent=False,
             )
         )

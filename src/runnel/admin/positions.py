@@ -62,7 +62,7 @@ async def plan_reset(
 
     Raises:
         UnknownProcessor: the app has none of that name.
-        ConfigurationError: ``start`` is no place in a stream, or a partition does not exist.
+        NoSuchPlace: ``start`` is no place in a stream, or a partition does not exist.
         RedisUnavailable: Redis cannot be reached.
     """
     stream = processor_of(app, processor).stream

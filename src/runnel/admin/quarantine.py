@@ -71,7 +71,7 @@ async def list_quarantines(
 
     Raises:
         UnknownProcessor: the app has none of that name.
-        ConfigurationError: a partition does not exist.
+        NoSuchPlace: a partition does not exist.
         RedisUnavailable: Redis cannot be reached.
     """
     processors = list(app.processors.values()) if processor is None else [processor_of(app, processor)]

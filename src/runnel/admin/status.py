@@ -22,6 +22,7 @@ __all__ = [
     "ProcessorStatus",
     "Rate",
     "SlowEvent",
+    "Stall",
     "Status",
     "StreamStatus",
     "look_at",
@@ -39,6 +40,14 @@ class SlowEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """What a partition does that has events and makes no progress, in words, and for how many seconds."""
+
+    doing: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionStatus:
     """A partition in the hands of a processor.
 
@@ -52,6 +61,7 @@ class PartitionStatus:
         lag: events behind the position.
         oldest: seconds since the oldest of them was sent; 0 if there is none.
         in_progress: the event that is being processed, if that has taken more than a second.
+        stall: why there is no progress, if there has been none for ``stall_timeout``.
         processed: entries of the log up to the position, counted from its first one.
         sent: entries of the log, counted from its first one.
         lost: events that were removed before they were processed, so far.
@@ -66,6 +76,7 @@ class PartitionStatus:
     lag: int
     oldest: float
     in_progress: SlowEvent | None
+    stall: Stall | None
     processed: int
     sent: int
     lost: int
@@ -99,6 +110,7 @@ class ProcessorStatus:
         stream: what it processes.
         declared: whether the app has it; if not, it is only registered in Redis, and holds back trimming.
         paused: seconds for which it has been paused; ``None`` if it is not.
+        paused_by: user and machine.
         members: its workers, in the order in which they came.
         partitions: of the stream; empty if nothing was sent yet and no worker has run.
         rate: events per second; ``None`` at the first look.
@@ -110,6 +122,7 @@ class ProcessorStatus:
     stream: str
     declared: bool
     paused: float | None
+    paused_by: str | None
     members: tuple[MemberStatus, ...]
     partitions: tuple[PartitionStatus, ...]
     rate: Rate | None = None
@@ -268,8 +281,9 @@ async def look_at(
         for member in group.members
     )
     paused = None if group.paused is None else max(0.0, now - since(group.paused))
+    by = None if group.paused is None else group.paused.details["by"]
     return ProcessorStatus(
-        processor, stream.name, declared, paused, members, tuple(found), generation=generation.number, later=later
+        processor, stream.name, declared, paused, by, members, tuple(found), generation=generation.number, later=later
     )
 
 
@@ -296,10 +310,11 @@ def _partition(partition: int, group: GroupState, look: Look, lag: int, now: flo
         state = "paused"
     else:
         state = "moving" if owner.revoked else "running"
-    slow = group.slow.get(partition)
-    in_progress = None
-    if slow is not None and owner is not None and slow.token == owner.token:
-        in_progress = SlowEvent(slow.event, max(0.0, now - slow.since))
+    # A note of an earlier owner is out of date.
+    slow, stalled = (
+        note if owner is not None and note is not None and note.token == owner.token else None
+        for note in (group.slow.get(partition), group.stalled.get(partition))
+    )
     return PartitionStatus(
         partition,
         state,
@@ -309,7 +324,8 @@ def _partition(partition: int, group: GroupState, look: Look, lag: int, now: flo
         look.offset.decode() if look.offset is not None else None,
         lag,
         oldest_waiting(look, now),
-        in_progress,
+        None if slow is None else SlowEvent(slow.what, max(0.0, now - slow.since)),
+        None if stalled is None else Stall(stalled.what, max(0.0, now - stalled.since)),
         look.count if look.offset is not None else look.added - look.length,
         look.added,
         look.lost,

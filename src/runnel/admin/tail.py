@@ -42,7 +42,7 @@ async def tail_of(
         follow: go on with what is sent from now on, for ever, in the order of arrival.
 
     Raises:
-        ConfigurationError: ``start`` is no place in a stream, or a partition does not exist.
+        NoSuchPlace: ``start`` is no place in a stream, or a partition does not exist.
         MetadataMismatch: the stream is stored with other properties.
         RedisUnavailable: Redis cannot be reached.
     """

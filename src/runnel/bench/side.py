@@ -3,23 +3,12 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable
 
-from runnel._worker import tune_collector
+from runnel._worker import loop_factory, tune_collector
 from runnel.bench import bare, ours
 from runnel.bench.place import Place
 
 __all__ = ["main"]
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop for both sides, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 def main() -> None:
@@ -29,7 +18,7 @@ def main() -> None:
     function = getattr({"bare": bare, "ours": ours}[module], name)
     if "send" not in name and name != "pace":
         tune_collector()  # as `runnel worker` does, for both sides: the ratio is not to come from that
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         print(json.dumps(runner.run(function(Place(**task["place"]), **task["parameters"]))))
 
 

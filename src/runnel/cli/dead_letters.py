@@ -83,23 +83,12 @@ def replay(
     of = load(stream, Stream, "runnel dead replay", redis_url=redis_url)
     app = app_of(of)
     plans = run(plan_replay(app, of, letter or None))
-    able = [plan for plan in plans if plan.to is not None]
-    moved = run(replay_dead_letters(app, plans)) if execute else 0
-    if as_json:
-        show_json([_data(of, plan.letter) | {"to": plan.to, "obstacle": plan.obstacle} for plan in plans])
-    elif not execute:
-        _table([plan.letter for plan in able])
-    _say_why_not(plans)
-    if not plans:
-        notes.print(f'"{of.name}" has no dead letters.', markup=False)
-    elif execute:
-        notes.print(f"Done: {number(moved, 'event')} replayed, behind later events of the same key.", markup=False)
+    if execute:
+        moved = number(run(replay_dead_letters(app, plans)), "event")
+        said = f"Done: {moved} replayed, behind later events of the same key."
     else:
-        notes.print(
-            f"Nothing was changed. Add --execute to do it: {number(len(able), 'event')} will be sent again, and will "
-            "come after later events of the same key.",
-            markup=False,
-        )
+        said = f"{number(_able(plans), 'event')} will be sent again, and will come after later events of the same key."
+    _outcome(of, plans, said, execute=execute, as_json=as_json)
 
 
 @dead_app.command()
@@ -115,26 +104,30 @@ def purge(
     of = load(stream, Stream, "runnel dead purge", redis_url=redis_url)
     app = app_of(of)
     plans = run(plan_purge(app, of, letter or None))
-    able = [plan for plan in plans if not plan.obstacle]
-    removed = run(purge_dead_letters(app, plans)) if execute else 0
-    if as_json:
-        show_json([_data(of, plan.letter) | {"obstacle": plan.obstacle} for plan in plans])
-    elif not execute:
-        _table([plan.letter for plan in able])
-    _say_why_not(plans)
-    if not plans:
-        notes.print(f'"{of.name}" has no dead letters.', markup=False)
-    elif execute:
-        notes.print(f"Done: {number(removed, 'dead letter')} removed.", markup=False)
+    if execute:
+        said = f"Done: {number(run(purge_dead_letters(app, plans)), 'dead letter')} removed."
     else:
-        count = number(len(able), "dead letter")
-        notes.print(f"Nothing was changed. Add --execute to do it: {count} will be removed.", markup=False)
+        said = f"{number(_able(plans), 'dead letter')} will be removed."
+    _outcome(of, plans, said, execute=execute, as_json=as_json)
 
 
-def _say_why_not(plans: Sequence[Plan]) -> None:
+def _able(plans: Sequence[Plan]) -> int:
+    return sum(not plan.obstacle for plan in plans)
+
+
+def _outcome(of: Stream[Any], plans: Sequence[Plan], said: str, *, execute: bool, as_json: bool) -> None:
+    """Show what happens to which letters, and what stays, and why."""
+    if as_json:
+        show_json([_data(of, plan.letter) | {"to": plan.to, "obstacle": plan.obstacle} for plan in plans])
+    elif not execute:
+        _table([plan.letter for plan in plans if not plan.obstacle])
     for plan in plans:
         if plan.obstacle:
             notes.print(f"{plan.letter.name} stays: {plan.obstacle}.", style="yellow", markup=False)
+    if not plans:
+        notes.print(f'"{of.name}" has no dead letters.', markup=False)
+    else:
+        notes.print(said if execute else f"Nothing was changed. Add --execute to do it: {said}", markup=False)
 
 
 def _table(letters: Sequence[DeadLetter]) -> None:

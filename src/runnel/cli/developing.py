@@ -9,7 +9,7 @@ import typer
 
 from runnel._worker import Worker
 from runnel.app import App
-from runnel.cli.running import LogLevel, Processors, Target, colors
+from runnel.cli.running import PRIVATE, LogLevel, Processors, Target, colors
 from runnel.cli.supervising import Changes, Supervisor
 from runnel.cli.targets import load
 from runnel.cli.terminal import notes, reporting, run
@@ -38,8 +38,10 @@ def dev(
         arguments += ["--processors", processors]
     if log_level:
         arguments += ["--log-level", log_level]
-    command = [sys.executable, "-m", "runnel", "worker", *arguments]
     started = _server_if_needed(app)
+    if started is not None:
+        arguments.append(PRIVATE)
+    command = [sys.executable, "-m", "runnel", "worker", *arguments]
     try:
         raise typer.Exit(Supervisor([command], _changes() if reload else None).run())
     finally:

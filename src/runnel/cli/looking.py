@@ -1,7 +1,7 @@
 """Commands that look: ``status``, ``lag`` and ``tail``."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from runnel.admin import PartitionStatus, ProcessorStatus, Status, key_of, status_of, tail_of, watch_status
+from runnel.admin.findings import ranges, where
 from runnel.app import App
 from runnel.cli.sending import StreamTarget
 from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import (
     INTERVAL,
     AsJSON,
+    Partitions,
     Watch,
     notes,
     number,
@@ -105,12 +107,12 @@ def tail(
         str | None,
         typer.Option("--from", help="earliest, latest, an id, a time (UTC unless it has a zone), or -5m for ago."),
     ] = None,
-    partition: Annotated[list[int] | None, typer.Option(help="Only this partition; may be repeated.")] = None,
+    partition: Partitions = None,
     key: Annotated[str | None, typer.Option(help="Only events with this partition key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     redis_url: RedisURL = None,
 ) -> None:
-    """See the events of a stream, decoded, in the order in which they were sent. Processes nothing."""
+    """See the events of a stream, decoded, those of a partition in the order of sending. Processes nothing."""
     of = load(stream, Stream, "runnel tail", redis_url=redis_url)
     wanted = 10 if last is None and start is None else last
     shown = run(_tail(of, wanted, start, partition, key, follow, as_json))
@@ -191,7 +193,8 @@ def _processor_data(processor: ProcessorStatus) -> dict[str, Any]:
 
 def _show_status(found: Status) -> None:
     at = datetime.fromtimestamp(found.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    workers = number(len(found.workers), "worker")
+    silent = {member.name for p in found.processors for member in p.members if member.state == "silent"}
+    workers = number(len(found.workers), "worker") + (f" ({len(silent)} silent)" if silent else "")
     output.print(f'app "{found.app}"   {found.server}   {workers}   {at}', markup=False)
     if found.streams:
         output.print()
@@ -237,6 +240,8 @@ def _processor_row(processor: ProcessorStatus) -> tuple[str, ...]:
         state = "paused"
     elif not processor.members:
         state = "no worker"
+    elif all(member.state == "silent" for member in processor.members):
+        state = "silent"
     else:
         state = f"{quarantined} quarantined" if quarantined else "running"
     rate = processor.rate
@@ -258,27 +263,38 @@ def _attention(processor: ProcessorStatus) -> list[str]:
     name = processor.name
     lines = []
     if processor.paused is not None:
-        lines.append(f'"{name}" has been paused for {span(processor.paused)}.')
+        lines.append(f'"{name}" was paused {span(processor.paused)} ago by {processor.paused_by}.')
     if not processor.declared:
         lines.append(
             f'"{name}" is registered on "{processor.stream}", but the app does not have it. See runnel doctor.'
         )
+    for member in processor.members:
+        if member.state == "silent":
+            has = f" It has {where(member.partitions)}." if member.partitions else ""
+            lines.append(f'"{name}": the worker {member.name} is silent.{has}')
+    if processor.members and (unowned := _those(processor, lambda p: p.state == "unowned")):
+        lines.append(f'"{name}": nobody owns {where(unowned)}.')
+    if failed := _those(processor, lambda p: p.state == "quarantined"):
+        lines.append(f'"{name}" is quarantined in {where(failed)}. See runnel quarantine list.')
     for partition in processor.partitions:
-        where = f'"{name}" partition {partition.partition}'
-        if partition.state == "quarantined":
-            lines.append(f"{where} is quarantined. See runnel quarantine list.")
-        elif partition.state == "orphaned":
-            lines.append(f"{where}: its worker {partition.owner} is silent.")
-        elif partition.state == "unowned" and processor.members:
-            lines.append(f"{where} has no owner.")
-        if partition.in_progress is not None:
-            slow = partition.in_progress
-            lines.append(f"{where}: the event {slow.event} has been in progress for {span(slow.seconds)}.")
-        if partition.lost:
-            lines.append(f"{where} has lost {number(partition.lost, 'event')} to trimming or deletion.")
-        if partition.rollbacks:
-            lines.append(f"{where}: Redis has lost confirmed data ({number(partition.rollbacks, 'time')}).")
+        if slow := partition.in_progress:
+            event = f"the event {slow.event} has been in progress for {span(slow.seconds)}"
+            lines.append(f'"{name}" partition {partition.partition}: {event}.')
+        if stall := partition.stall:
+            since = f"has made no progress for {span(stall.seconds)}"
+            lines.append(f'"{name}" partition {partition.partition} {since}: {stall.doing}.')
+    if lossy := _those(processor, lambda p: p.lost > 0):
+        lost = number(processor.lost, "event")
+        lines.append(f'"{name}" has lost {lost} of {where(lossy)} to trimming or deletion. See runnel doctor.')
+    if rolled_back := _those(processor, lambda p: p.rollbacks > 0):
+        times = number(processor.rollbacks, "time")
+        lines.append(f'"{name}": Redis has lost confirmed data in {where(rolled_back)}, {times}. See runnel doctor.')
     return lines
+
+
+def _those(processor: ProcessorStatus, are: Callable[[PartitionStatus], bool]) -> list[int]:
+    """The numbers of some of the partitions, so that one line tells of many."""
+    return [partition.partition for partition in processor.partitions if are(partition)]
 
 
 def _show_lag(found: Status) -> None:
@@ -313,14 +329,3 @@ def _lag_row(processor: ProcessorStatus, partition: PartitionStatus) -> tuple[st
 
 def _age(lag: int, seconds: float) -> str:
     return span(seconds) if lag else "-"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """``0-3, 7`` for 0, 1, 2, 3 and 7; ``-`` for none."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and parts[-1][-1] == n - 1:
-            parts[-1][1:] = [n]
-        else:
-            parts.append([n])
-    return ", ".join("-".join(map(str, part)) for part in parts) or "-"

@@ -1,13 +1,15 @@
 """``runnel processor``: look after a processor."""
 
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from runnel._core.points import duration
 from runnel.admin import (
     Shift,
+    acknowledge_losses,
     apply_reset,
     delete_processor,
     pause_processor,
@@ -17,7 +19,18 @@ from runnel.admin import (
 )
 from runnel.app import App
 from runnel.cli.targets import RedisURL, app_of, load, load_or_name
-from runnel.cli.terminal import AsJSON, Execute, notes, number, output, reporting, run, show_json, show_table
+from runnel.cli.terminal import (
+    AsJSON,
+    Execute,
+    Partitions,
+    notes,
+    number,
+    output,
+    reporting,
+    run,
+    show_json,
+    show_table,
+)
 from runnel.errors import ProcessorInUse, TargetError
 from runnel.processors import Processor
 
@@ -25,7 +38,7 @@ __all__ = ["ProcessorTarget", "processor_app"]
 
 processor_app = typer.Typer(no_args_is_help=True)
 
-ProcessorTarget = Annotated[str, typer.Argument(help="module:attribute of the processor, such as example:printer.")]
+ProcessorTarget = Annotated[str, typer.Argument(metavar="PROCESSOR", help="module:attribute, such as example:printer.")]
 
 
 @processor_app.callback()
@@ -49,7 +62,7 @@ def reset(
     shift_by: Annotated[
         int | None, typer.Option(help="So many events per partition forwards, or backwards if negative.")
     ] = None,
-    partition: Annotated[list[int] | None, typer.Option(help="Only this partition; may be repeated.")] = None,
+    partition: Partitions = None,
     execute: Execute = False,
     as_json: AsJSON = False,
     redis_url: RedisURL = None,
@@ -108,29 +121,54 @@ def pause(processor: ProcessorTarget, redis_url: RedisURL = None) -> None:
     Each partition finishes and commits the event in progress, and stays with its worker. Workers that start later do
     not begin. Producers go on, until partitions are full.
     """
-    chosen = load(processor, Processor, "runnel processor pause", redis_url=redis_url)
-    if run(pause_processor(app_of(chosen.stream), chosen.name)):
-        notes.print(f'Paused: "{chosen.name}" goes on with `runnel processor resume {processor}`.', markup=False)
-    else:
-        notes.print(f'"{chosen.name}" was paused already.', markup=False)
+    name, changed = _switch(processor, "pause", pause_processor, redis_url)
+    done = f'Paused: "{name}" goes on with `runnel processor resume {processor}`.'
+    notes.print(done if changed else f'"{name}" was paused already.', markup=False)
 
 
 @processor_app.command()
 @reporting
 def resume(processor: ProcessorTarget, redis_url: RedisURL = None) -> None:
     """Let a paused processor go on from where it was."""
-    chosen = load(processor, Processor, "runnel processor resume", redis_url=redis_url)
-    if run(resume_processor(app_of(chosen.stream), chosen.name)):
-        notes.print(f'Resumed: "{chosen.name}" goes on.', markup=False)
-    else:
-        notes.print(f'"{chosen.name}" was not paused.', markup=False)
+    name, changed = _switch(processor, "resume", resume_processor, redis_url)
+    notes.print(f'Resumed: "{name}" goes on.' if changed else f'"{name}" was not paused.', markup=False)
+
+
+def _switch(
+    target: str, command: str, switch: Callable[[App, str], Coroutine[Any, Any, bool]], redis_url: str | None
+) -> tuple[str, bool]:
+    """Pause or resume. Returns the processor's name, and whether that changed anything."""
+    chosen = load(target, Processor, f"runnel processor {command}", redis_url=redis_url)
+    return chosen.name, run(switch(app_of(chosen.stream), chosen.name))
+
+
+@processor_app.command()
+@reporting
+def acknowledge(
+    processor: ProcessorTarget, partition: Partitions = None, as_json: AsJSON = False, redis_url: RedisURL = None
+) -> None:
+    """Take note of lost events and rollbacks: status and doctor count from zero again. Nothing comes back by that."""
+    chosen = load(processor, Processor, "runnel processor acknowledge", redis_url=redis_url)
+    found = run(acknowledge_losses(app_of(chosen.stream), chosen.name, partition))
+    if as_json:
+        show_json([asdict(one) for one in found])
+        return
+    if found:
+        headings = ("partition", "lost events", "rollbacks")
+        show_table(
+            headings, [(str(one.partition), f"{one.lost:,}", f"{one.rollbacks:,}") for one in found], right=headings
+        )
+    notes.print(
+        f'Acknowledged: "{chosen.name}" counts from zero again.' if found else f'"{chosen.name}" has lost nothing.',
+        markup=False,
+    )
 
 
 @processor_app.command()
 @reporting
 def delete(
     processor: Annotated[
-        str, typer.Argument(help="module:name of a processor, also of one that the app does not have any more.")
+        str, typer.Argument(metavar="PROCESSOR", help="module:name, also of one that the app does not have any more.")
     ],
     execute: Execute = False,
     as_json: AsJSON = False,

@@ -13,6 +13,7 @@ from runnel.cli.targets import RedisURL, app_of, load
 from runnel.cli.terminal import (
     INTERVAL,
     AsJSON,
+    Partitions,
     Watch,
     notes,
     number,
@@ -29,8 +30,6 @@ from runnel.processors import Processor
 __all__ = ["quarantine_app"]
 
 quarantine_app = typer.Typer(no_args_is_help=True)
-
-Partitions = Annotated[list[int] | None, typer.Option("--partition", help="Only this one; may be repeated.")]
 
 
 @quarantine_app.callback()

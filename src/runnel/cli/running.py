@@ -6,19 +6,21 @@ import json
 import signal
 import socket
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from runnel._redis.backlog import Backlog
 from runnel._worker import Worker, tune_collector
 from runnel._worker.burst import nothing_left
 from runnel.admin import server_warnings
 from runnel.app import App
 from runnel.cli.supervising import REPORT, Changes, Supervisor
 from runnel.cli.targets import RedisURL, load
-from runnel.cli.terminal import loop_name, notes, reporting, run
+from runnel.cli.terminal import loop_name, notes, number, reporting, run
 from runnel.errors import ConfigurationError, TargetError
 from runnel.instruments import Announcement, WorkerStopped
 from runnel.observability import LogSubscriber, configure_logging
@@ -33,6 +35,8 @@ Processors = Annotated[
     str | None, typer.Option("--processors", help="Names, separated by commas. Default: all of the app.")
 ]
 DEFAULT_HOST = "127.0.0.1"
+PRIVATE = "--private-server"
+"""What `runnel dev` says to a worker when it has started the server itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Way:
     Attributes:
         names: of the processors; ``None`` for all.
         burst: end when nothing is left to process.
+        private: the server is one for development, which need not be durable.
         grace_period: in place of the processors' own, in seconds.
         http: host and port of health and metrics.
         process: its number under a supervisor, beginning with 1; ``None`` without one.
@@ -50,6 +55,7 @@ class Way:
 
     names: list[str] | None
     burst: bool
+    private: bool
     grace_period: float | None
     http: tuple[str, int] | None
     process: int | None
@@ -84,6 +90,7 @@ def worker(
     redis_url: RedisURL = None,
     process: Annotated[int | None, typer.Option("--process", hidden=True)] = None,
     report_to: Annotated[int | None, typer.Option(REPORT, hidden=True)] = None,
+    private: Annotated[bool, typer.Option(PRIVATE, hidden=True)] = False,
 ) -> None:
     """Run an app's processors and background tasks until stopped.
 
@@ -97,7 +104,7 @@ def worker(
     if names == []:
         raise TargetError(f'--processors "{processors}" names no processor. The app has: {", ".join(app.processors)}.')
     address = None if http is None else _address(http)
-    way = Way(names, burst, grace_period, address, process, report_to)
+    way = Way(names, burst, private, grace_period, address, process, report_to)
     settings = app.settings
     configure_logging(settings.log_level, settings.log_format, colors=colors(), process=process)
     if workers > 1 or reload:
@@ -152,12 +159,7 @@ async def _work(app: App, way: Way) -> int:
         health = HealthServer(this, *way.http)
     await this.prepare()
     if way.process is None:
-        if app.settings.log_format == "console":
-            _banner(app, this)
-        for name, hint in unknown_variables().items():
-            subscriber.warn(f"the variable {name} is no setting of Runnel.{hint}")
-        for finding in await server_warnings(app):
-            subscriber.warn(f"{finding.what} {finding.cure}")
+        await _introduce(app, this, subscriber, private=way.private)
     if health is not None:
         health.start()
         subscriber.note("health and metrics are served", url=health.url)
@@ -172,10 +174,22 @@ async def _work(app: App, way: Way) -> int:
     if burst is not None:
         burst.cancel()
         (left,) = await asyncio.gather(burst, return_exceptions=True)
-        if status == 0 and isinstance(left, int) and left:
-            subscriber.warn(f"{left} partitions are quarantined: what is in them was not processed")
-            return 1
+        for words in _unprocessed(left) if status == 0 and isinstance(left, dict) else ():
+            subscriber.warn(words)
+            status = 1
     return status
+
+
+async def _introduce(
+    app: App, this: Worker, subscriber: LogSubscriber, *, workers: int = 1, private: bool = False
+) -> None:
+    """Say what is about to run, and what does not look right; once, however many processes there are."""
+    if app.settings.log_format == "console":
+        _banner(app, this, workers)
+    for name, hint in unknown_variables().items():
+        subscriber.warn(f"the variable {name} is no setting of Runnel.{hint}")
+    for finding in () if private else await server_warnings(app):
+        subscriber.warn(f"{finding.what} {finding.cure}")
 
 
 def _heed_signals(this: Worker) -> None:
@@ -183,22 +197,32 @@ def _heed_signals(this: Worker) -> None:
     loop = asyncio.get_running_loop()
     signals: list[signal.Signals] = []
 
-    def on_signal(number: signal.Signals) -> None:
-        signals.append(number)
+    def on_signal(received: signal.Signals) -> None:
+        signals.append(received)
         if len(signals) == 1:
-            this.stop(number.name)
+            this.stop(received.name)
         else:
             this.abort()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(one, on_signal, one)
 
 
-async def _burst(this: Worker) -> int:
-    """Stop the worker when nothing is left. Returns how many partitions are quarantined."""
-    quarantined = await nothing_left(this)
+async def _burst(this: Worker) -> dict[str, Backlog]:
+    """Stop the worker when nothing is left but what is parked. Returns that, by processor."""
+    left = await nothing_left(this)
     this.stop("nothing is left to process")
-    return quarantined
+    return left
+
+
+def _unprocessed(left: Mapping[str, Backlog]) -> Iterator[str]:
+    """What a burst could not process, in words."""
+    for name, backlog in left.items():
+        if backlog.quarantined:
+            partitions = number(backlog.quarantined, "partition")
+            yield f'"{name}" is quarantined in {partitions}: what is there was not processed'
+        if backlog.paused:
+            yield f'"{name}" is paused: {number(backlog.paused, "event")} not processed'
 
 
 def _report(app: App, this: Worker, descriptor: int) -> None:
@@ -227,16 +251,13 @@ def _supervise(app: App, way: Way, words: list[str], workers: int, *, reload: bo
         raise ConfigurationError(f"--reload: {error}") from None
     this = Worker(app, way.names)
     run(this.prepare())  # what is wrong is said once, and not by each process
-    if app.settings.log_format == "console":
-        _banner(app, this, workers)
-    for name, hint in unknown_variables().items():
-        LogSubscriber(app.settings.log_format).warn(f"the variable {name} is no setting of Runnel.{hint}")
+    run(_introduce(app, this, LogSubscriber(app.settings.log_format), workers=workers))
     commands = []
-    for number in range(1, workers + 1):
-        command = [sys.executable, "-m", "runnel", "worker", *words, "--process", str(number)]
+    for process in range(1, workers + 1):
+        command = [sys.executable, "-m", "runnel", "worker", *words, "--process", str(process)]
         if way.http is not None:
             host, port = way.http
-            command += ["--http", f"{host}:{port and port + number - 1}"]
+            command += ["--http", f"{host}:{port and port + process - 1}"]
         commands.append(command)
     return Supervisor(commands, changes, reports=True).run()
 

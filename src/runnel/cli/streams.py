@@ -48,13 +48,16 @@ def describe(stream: StreamTarget, as_json: AsJSON = False, redis_url: RedisURL 
     output.print(
         f"{found.stream}   hasher {found.hasher}, format {found.format}, metadata {found.metadata}", markup=False
     )
+    if found.moved:
+        output.print(f"moved to {found.moved}: producers and workers have to use that server", markup=False)
     for generation in found.generations:
         _show_generation(found, generation)
 
 
 def _show_generation(found: Description, generation: GenerationDescription) -> None:
     groups = number(generation.slot_groups, "slot group")
-    rest = "producers append here" if generation.in_use else "sealed: nothing is appended any more"
+    in_use = generation.in_use and not found.moved
+    rest = "producers append here" if in_use else "sealed: nothing is appended any more"
     at = [name for name, where in found.processors.items() if where == generation.generation]
     readers = f", processed by {', '.join(at)}" if at else ""
     partitions = number(generation.partition_count, "partition")

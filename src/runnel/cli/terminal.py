@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from runnel._worker import loop_factory
 from runnel.admin.findings import number
 from runnel.errors import RedisUnavailable, RunnelError
 
 __all__ = [
     "AsJSON",
     "Execute",
+    "Partitions",
     "Watch",
     "loop_name",
     "notes",
@@ -62,28 +64,20 @@ def reporting(command: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 def loop_name() -> str:
     """The event loop that :func:`run` uses."""
-    return "asyncio" if _loop_factory() is None else "uvloop"
+    return "asyncio" if loop_factory() is None else "uvloop"
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new event loop."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(coroutine)
 
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Execute = Annotated[bool, typer.Option("--execute", help="Do it, instead of only showing it.")]
+Partitions = Annotated[list[int] | None, typer.Option("--partition", help="Only this one; may be repeated.")]
 Watch = Annotated[bool, typer.Option("-w", "--watch", help="Look again every two seconds, until Ctrl-C.")]
 
 INTERVAL = 2.0

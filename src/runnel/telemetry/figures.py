@@ -46,6 +46,12 @@ METRICS = {
         Metric("runnel_partitions_owned", "gauge", _BY_PROCESSOR, "Partitions that the worker has."),
         Metric("runnel_partitions_quarantined", "gauge", _BY_PROCESSOR, "Of these, stopped because an event failed."),
         Metric(
+            "runnel_partitions_paused",
+            "gauge",
+            _BY_PROCESSOR,
+            "Of these, stopped because somebody has paused the processor.",
+        ),
+        Metric(
             "runnel_partitions_stalled", "gauge", _BY_PROCESSOR, "Of these, with events that wait and without progress."
         ),
         Metric("runnel_lag_events", "gauge", ("processor", "partition"), "Events of an owned partition not processed."),
@@ -169,11 +175,14 @@ class Figures:
                 for consumer in member.consumers
                 if consumer.state not in (PartitionState.GRANTED, PartitionState.RELEASED, PartitionState.LOST)
             ]
+            parked = [consumer for consumer in owned if consumer.state is PartitionState.PARKED]
+            quarantined = sum(consumer.quarantined for consumer in parked)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
                 "runnel_partitions": member.processor.stream.partition_count,
                 "runnel_partitions_owned": len(owned),
-                "runnel_partitions_quarantined": sum(consumer.quarantined for consumer in owned),
+                "runnel_partitions_quarantined": quarantined,
+                "runnel_partitions_paused": len(parked) - quarantined,
                 "runnel_partitions_stalled": len(member.stalled),
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),

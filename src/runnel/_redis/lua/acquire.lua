@@ -12,6 +12,8 @@
 --
 -- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once, and
 -- counted beside the position, for operators: lost:<partition> (entries) and rollbacks:<partition> (times).
+-- removed:<partition> says how many entries of the log had been removed when losses were counted last: they are counted
+-- once, also if a member has noticed them while it ran and stopped before its position went past them.
 -- Includes log.lua
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -49,15 +51,24 @@ else
   lost = removed(log, offset, count)
   -- Nothing was processed yet, so the count tells nothing; but the group would be there if the log were the old one.
   if count == 0 and not mirror and not by_hand then lost = nil end
+  local known = math.max(count, tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0))
+  local up_to = count + (lost or 0)
   if processed_to_the_end(log, offset) then
     offset, count = last, added
   elseif lost ~= 0 then
     count = added - length
   end
+  if lost then lost = math.max(0, up_to - known) end
+  if (lost or 0) > 0 then
+    redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost)
+    redis.call('HSET', KEYS[1], 'removed:' .. partition, string.format('%.0f', up_to))
+  end
 end
 
-if (lost or 0) > 0 then redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost) end
-if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
+if rolled_back ~= '' or not lost then
+  redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
+  redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
+end
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition, ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count))
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)

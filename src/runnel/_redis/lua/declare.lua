@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Stores the properties of a stream when it is first used, and returns all that is stored of it.
 --
 -- KEYS    1 metadata hash

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- Notes which events have been in progress for long, and since when by the server's clock.
+-- Notes for operators what takes long, and since when by the server's clock.
 --
 -- KEYS    1 slow hash
--- ARGV    per partition: partition, token, id (empty: none any more), ms for which it has been in progress
+-- ARGV    per note: field, token, what (empty: nothing any more), ms for which it has been so
+--         field 3:          partition 3; what: the id of the event that is in progress
+--         field stalled:3:  the same; what: what it is doing instead of making progress
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for i = 1, #ARGV, 4 do

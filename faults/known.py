@@ -1,0 +1,116 @@
+"""A history with what more than one check needs: what happened where, and what excuses what."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send
+from faults.records import PARTITIONS
+from runnel._core.routing import DEFAULT_HASHER
+from runnel._core.routing import partition_of as route
+
+__all__ = ["Known"]
+
+T = TypeVar("T", Effect, Acquire, Commit, Look)
+
+AFTER_FREEZE = 0.2
+"""Seconds after the end of a freeze within which what was under way may still end."""
+
+
+class Known:
+    """A history with what more than one check needs."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.letters: dict[tuple[int, EntryId], list[Letter]] = defaultdict(list)
+        for letter in history.letters:
+            self.letters[letter.source].append(letter)
+        self.handled = {
+            effect.serial
+            for effect in history.effects
+            if effect.result == "done" or (effect.result == "failed" and (effect.partition, effect.id) in self.letters)
+        }
+        self.logged = {entry.serial for entry in history.log}
+        self.effects = _by_partition(history.effects)
+        self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
+        self.commits = _by_partition(history.commits)
+        self.looks = _by_partition(history.looks)
+        self.partitions = {item.key: item.partition for item in (*history.log, *history.effects)}
+        ids: dict[int, set[EntryId]] = defaultdict(set)
+        for entry in history.log:
+            ids[entry.partition].add(entry.id)
+        if not history.complete:  # what is trimmed now was there
+            for send in history.sends.values():
+                if send.id is not None and send.key in self.partitions:
+                    ids[self.partitions[send.key]].add(send.id)
+        self.present = {partition: sorted(found) for partition, found in ids.items()}
+
+    def reported(self, partition: int, since: float) -> bool:
+        """Whether anybody said that data of a partition is gone, at ``since`` or later."""
+        return any(_reports_loss(note, partition) for note in self.history.notes if note.at >= since)
+
+    def disturbed(self, pid: int, start: float, end: float) -> bool:
+        """Whether a process was kept from knowing the time, or what the others do, between two times."""
+        return any(
+            d.pid == pid
+            and d.kind in ("freeze", "hold", "cut")
+            and d.started <= end
+            and d.ended + AFTER_FREEZE >= start
+            for d in self.history.disturbances
+        )
+
+    def in_hand(self, effect: Effect) -> bool:
+        """Whether an event that began late had been handed out before its process was frozen.
+
+        That can be one per process, and of a partition that nothing else was under way in.
+        """
+        for d in self.history.disturbances:
+            if d.pid == effect.pid and d.kind in ("freeze", "hold") and d.started <= effect.started:
+                if effect.started > d.ended + AFTER_FREEZE:
+                    continue
+                earlier = [
+                    e
+                    for e in self.effects[effect.partition]
+                    if e.token == effect.token and e.started < effect.started and e.ended > d.started
+                ]
+                return not earlier
+        return False
+
+    def partition_of(self, send: Send) -> int:
+        """Where an event went, also if all that there was of its key is gone."""
+        return self.partitions.get(send.key, route(send.key, PARTITIONS, DEFAULT_HASHER))
+
+    def deleted(self, send: Send, partition: int) -> Disturbance | None:
+        """When the entry of an event was deleted by hand."""
+        return next(
+            (
+                d
+                for d in self.history.disturbances
+                if d.kind == "delete" and d.partition == partition and d.entry == send.id
+            ),
+            None,
+        )
+
+    def destroyed(self, partition: int) -> Iterator[Disturbance]:
+        """When entries or positions of a partition were destroyed, or the server has crashed."""
+        for d in self.history.disturbances:
+            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
+                yield d
+
+
+def _reports_loss(note: Note, partition: int) -> bool:
+    match note.name:
+        case "PartitionRewound":
+            return note.fields["partition"] == partition and note.fields["reason"] != "reset"
+        case "LossDetected" | "SequenceGap" | "LogReplaced":
+            return bool(note.fields["partition"] == partition)
+        case "ServerRestarted":
+            return True
+    return False
+
+
+def _by_partition(items: Iterable[T]) -> dict[int, list[T]]:
+    found: dict[int, list[T]] = defaultdict(list)
+    for item in items:
+        found[item.partition].append(item)
+    return found

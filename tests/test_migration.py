@@ -320,3 +320,27 @@ async def test_partitions_are_spread_over_other_slot_groups(flow: Flow) -> None:
         assert [one.slot_group for one in described.partitions] == [0, 1, 2, 0, 1, 2]
         assert len({one.slot for one in described.partitions}) == 3
     flow.check()
+
+
+async def test_large_and_small_sends_that_are_under_way_together_follow_in_order(flow: Flow) -> None:
+    """Over both connections of a producer, to several slot groups, while the stream is divided anew three times."""
+
+    async def send(key: str, rounds: int, number: int) -> None:
+        for _ in range(rounds):
+            first = flow.sent[key]
+            flow.sent[key] += number
+            ids = await flow.steps.send(*(Step(key=key, number=first + n + 1) for n in range(number)))
+            assert len(set(ids)) == number
+
+    async with flow.app, running(flow.app):
+        await flow.send()
+        sending = [asyncio.create_task(send(f"large-{n}", 8, 700)) for n in range(4)]
+        sending += [asyncio.create_task(send(f"small-{n}", 150, 1)) for n in range(20)]
+        for partition_count, slot_groups in ((7, 3), (4, 2), (5, 1)):
+            await asyncio.sleep(0.05)
+            await flow.migrate(partition_count, slot_groups)
+        await asyncio.gather(*sending)
+        await flow.send()
+        await eventually(flow.complete, timeout=30)
+        assert flow.steps.generation == Generation(3, 5, 1)
+    flow.check()

@@ -734,6 +734,38 @@ async def test_when_everything_is_lost_everybody_joins_again(group: Group) -> No
     assert all(after[p] > before[p] for p in before)
 
 
+async def test_who_comes_back_to_an_empty_group_waits_for_those_who_do_not_know_of_it_yet(group: Group) -> None:
+    group = replace(group, silence=200)
+    a, b = await group.joined("a", "b")
+    keys = group.keys
+    await group.link.call("DEL", keys.group, keys.members, keys.targets, keys.owners, keys.parked)
+    assert not (await a.say()).known
+    back = time.monotonic()
+    beat = await a.say(Op.REJOIN)
+    assert beat.known
+    assert beat.granted == {}
+    assert beat.again is not None
+    assert 0.1 < beat.again <= 0.2
+    assert not (await b.say()).known
+    assert (await b.say(Op.REJOIN)).granted == {}, "one wait for all"
+
+    async def shared() -> bool:
+        await a.say()
+        await b.say()
+        return len(a.held) == len(b.held) == 2
+
+    await until(shared)
+    assert 0.2 <= time.monotonic() - back < 1.0
+
+
+async def test_who_was_evicted_is_taken_back_at_once_where_others_are(group: Group) -> None:
+    a, b = await group.joined("a", "b")
+    await a.say(Op.LEAVE)
+    await a.say(Op.REJOIN)
+    await settle(a, b)
+    assert owned_by_one_each(group, a, b)
+
+
 # Quarantine
 
 

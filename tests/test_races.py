@@ -198,6 +198,21 @@ def a_clock_that_jumps_evicts_nobody(world: World) -> None:
     second.work()
 
 
+def who_comes_back_to_an_empty_group_waits_for_the_others(world: World) -> None:
+    # 1. everything is deleted  2. one of two owners finds that out, joins again and has the group for itself
+    # 3. it is granted what the other goes on processing until its next heartbeat
+    first = world.join()
+    second = world.join()
+    world.everybody(6)
+    world.damage.flush()
+    first.beat()
+    first.beat()
+    must(not first.shares, "one owner at a time", f"{first.shares} beside {second.shares}")
+    second.beat()
+    world.everybody(6)
+    must(sorted((*first.shares, *second.shares)) == ALL, "every partition is owned", str(first.shares))
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
     (
@@ -266,6 +281,10 @@ RACES: list[tuple[Race, Mutant]] = [
             "local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))",
             "local step = math.max(0, now - tonumber(group[1] or now))",
         ),
+    ),
+    (
+        who_comes_back_to_an_empty_group_waits_for_the_others,
+        Mutant("one owner at a time", "heartbeat", "    due = clock + silence\n", "    due = clock\n"),
     ),
 ]
 

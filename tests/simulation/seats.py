@@ -34,7 +34,7 @@ class Seat(Caller):
         self.lease = Lease(SESSION / 1000)
         self.releases: list[tuple[int, int]] = []
         self.epoch, self.floor = "", 0
-        self.joined = self.settled = self.leaving = self.late = False
+        self.joined = self.evicted = self.settled = self.leaving = self.late = False
         self.connected = False
 
     def beat(self, reply: Reply = Reply.HEARD) -> None:
@@ -46,7 +46,7 @@ class Seat(Caller):
     def heartbeat(self) -> Call:
         """Composed once, but for how long its answer has been waited for."""
         world = self.world
-        op = Op.DRAIN if self.leaving else Op.BEAT if self.joined else Op.JOIN
+        op = Op.DRAIN if self.leaving else Op.BEAT if self.joined else Op.REJOIN if self.evicted else Op.JOIN
         releases = tuple(self.releases)
         asked, attempts = world.seconds, 0
 
@@ -69,12 +69,13 @@ class Seat(Caller):
                 self.releases.remove(release)
             if beat.known:
                 self.lease.renew(world.seconds if "lease from the answer" in world.faults else asked)
-                self.joined, self.epoch = True, beat.epoch
+                self.joined, self.evicted, self.epoch = True, False, beat.epoch
                 if beat.full:
                     self.settled = beat.waiting == 0 and not beat.revoked
             else:
                 if "lease that revives" not in world.faults:
                     self.lease.end()
+                self.evicted = self.evicted or self.joined
                 self.joined = self.settled = False
             self.late = attempts > 1 or (not beat.known and not self.leaving)
             self.heard(beat)

@@ -98,6 +98,7 @@ class Op(str, Enum):
     """What a member says with a heartbeat."""
 
     JOIN = "join"
+    REJOIN = "rejoin"
     BEAT = "beat"
     DRAIN = "drain"
     LEAVE = "leave"

@@ -65,7 +65,7 @@ class Holder:
         self.draining = self.retired = False
         self.releases: list[tuple[int, int]] = []
         self.floor = 0
-        self.joined = False
+        self.joined = self.evicted = False
         self.settled = False
         self.epoch = ""
         self.wake = asyncio.Event()
@@ -80,7 +80,9 @@ class Holder:
         """What to say with the next heartbeat."""
         if self.draining:
             return Op.DRAIN
-        return Op.BEAT if self.joined else Op.JOIN
+        if self.joined:
+            return Op.BEAT
+        return Op.REJOIN if self.evicted else Op.JOIN
 
 
 class Heartbeats:
@@ -230,7 +232,7 @@ class Heartbeats:
             if beat.known:
                 holder.lease.renew(asked)  # 2
                 if not holder.joined:
-                    holder.joined = True
+                    holder.joined, holder.evicted = True, False
                     self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
                 holder.epoch = beat.epoch
                 if beat.full:
@@ -238,6 +240,7 @@ class Heartbeats:
             else:
                 holder.lease.end()
                 if holder.joined:
+                    holder.evicted = True
                     self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))
                 holder.joined = holder.settled = False
             try:

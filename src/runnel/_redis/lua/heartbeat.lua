@@ -10,12 +10,15 @@
 --   5 parked      hash    partition -> member|details   quarantined by that member, until it goes
 --                         *         -> |details         paused by a person, until it is resumed
 -- ARGV
---   1 op          join, beat, drain (a beat of a member that wants to leave) or leave
+--   1 op          join, rejoin (a join of who was a member and is not known any more), beat, drain (a beat of a member
+--                 that wants to leave) or leave
 --   2 member      its name
 --   3 session     ms without a heartbeat after which the member is dead
 --   4 join delay  ms to wait for further members before partitions move
 --   5 grace       ms after which an ignored revocation is taken as done
---   6 silence     ms without a heartbeat before a member without a connection is dead
+--   6 silence     ms without a heartbeat before a member without a connection is dead; so long a member that rejoins
+--                 an empty group waits: the others may not know yet that what they own is void (1. FLUSHALL 2. a joins
+--                 again and is granted everything 3. b goes on until its next heartbeat: boom)
 --   7 partitions  how many there are
 --   8 epoch       the last one the member has seen
 --   9 settled     0 if it waits for grants or has revocations open: it wants a full answer
@@ -112,7 +115,8 @@ if #channels > 0 then
     if tonumber(counts[2 * i]) == 0 then cut_off[#cut_off + 1] = member end
   end
 end
-if #cut_off > 0 or op == 'join' then
+local joins_now = op == 'join' or op == 'rejoin'
+if #cut_off > 0 or joins_now then
   local this_run = redis.call('INFO', 'server'):match('run_id:(%w+)') or ''
   if this_run ~= run then
     if run ~= '' then since = clock end
@@ -134,13 +138,17 @@ end
 -- 5. The caller.
 if op == 'leave' then
   if members[me] then drop(members[me]) end
-elseif op == 'join' and not members[me] and unheard <= session then
+elseif joins_now and not members[me] and unheard <= session then
   joins = joins + 1
   members[me] = {name = me, joined = joins, state = 'A', beat = clock}
   order[#order + 1] = members[me]
   local others = 0
   for _, member in ipairs(order) do if member.name ~= me and member.state == 'A' then others = others + 1 end end
-  if due < 0 then due = clock + (others > 0 and join_delay or 0) end
+  if op == 'rejoin' and others == 0 then
+    due = clock + silence
+  elseif due < 0 then
+    due = clock + (others > 0 and join_delay or 0)
+  end
 end
 local self = members[me]
 if self then

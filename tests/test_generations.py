@@ -3,7 +3,7 @@
 import pytest
 
 from runnel._core import entry_ids
-from runnel._core.generations import Generation
+from runnel._core.generations import Generation, Generations
 from runnel._redis import generations, scripts
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
@@ -113,3 +113,27 @@ async def test_generations_have_keys_of_their_own_and_the_first_one_the_plain_na
     assert later.control("delays").group == f"runnel:{{{keys.app}/flights/delays@3}}:group"
     assert later.metadata == keys.metadata
     assert StreamKeys(keys.app, "flights@3").log(0) != later.log(0)
+
+
+def test_the_metadata_of_a_stream_that_was_never_divided_anew_say_nothing_of_generations() -> None:
+    found = Generations.of({"partition_count": "4", "slot_groups": "1", "hasher": "xxh64", "format": "json"})
+    assert found.existing == (Generation(0, 4, 1),)
+    assert found.newest == found.current == found.of_processor("any")
+    assert found.after(found.current) is None
+    assert not (found.moving)
+    assert not (found.moved)
+    assert not (found.arriving)
+
+
+def test_the_metadata_say_which_generations_there_are_and_who_is_where() -> None:
+    found = Generations.of(
+        {"partition_count": "5", "slot_groups": "2", "generation": "12", "next": "6|3", "oldest": "10"}
+        | {f"was:{n}": f"{n}|1" for n in range(1, 12)}
+        | {"at:a": "11", "at:b": "3", "moving": "number|redis://host/0"}
+    )
+    assert [one.number for one in found.earlier] == list(range(1, 12))  # as numbers, not as text
+    assert found.existing == (Generation(10, 10, 1), Generation(11, 11, 1), Generation(12, 5, 2))
+    assert [found.of_processor(name).number for name in ("a", "b", "new")] == [11, 10, 10]
+    assert found.after(Generation(10, 10, 1)) == Generation(11, 11, 1)
+    assert found.newest == Generation(13, 6, 3)
+    assert found.moving == "redis://host/0"

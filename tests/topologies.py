@@ -127,6 +127,8 @@ class Cluster:
             if facts(node.url, "replication")["role"] != "master":
                 until(lambda node=node: facts(node.url, "replication")["master_link_status"] == "up", "it replicates")
         until(lambda: len({str(primaries_seen_by(node.url)) for node in running}) == 1, "they agree")
+        replicas = sum(facts(node.url, "replication")["role"] != "master" for node in running)
+        until(lambda: sum(len(replicas_of(node)) for node in running) == replicas, "primaries know their replicas")
 
     def primary_of(self, slot: int) -> EmbeddedServer:
         """The node that serves a slot."""
@@ -138,10 +140,8 @@ class Cluster:
         raise AssertionError(f"nobody serves slot {slot}")
 
     def replica_of(self, primary: EmbeddedServer) -> EmbeddedServer:
-        """A node that replicates another."""
-        identity = ask(primary.url, "CLUSTER", "MYID")
-        [line, *_] = ask(primary.url, "CLUSTER", "REPLICAS", identity)
-        port = int(line.split()[1].split(b"@")[0].rpartition(b":")[2])
+        """A node that replicates another. After a fail-over, it takes a while until it is known."""
+        port = until(lambda: replicas_of(primary), "it has a replica")[0]
         return next(node for node in self.nodes if port_of(node) == port)
 
     def fail_over(self, slot: int) -> EmbeddedServer:
@@ -182,6 +182,15 @@ class Cluster:
 def facts_of_cluster(url: str) -> dict[str, str]:
     text = ask(url, "CLUSTER", "INFO").decode()
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def replicas_of(primary: EmbeddedServer) -> list[int]:
+    """Ports of the nodes that replicate a primary, as it sees them; none if it is a replica itself."""
+    if facts(primary.url, "replication")["role"] != "master":
+        return []
+    lines = ask(primary.url, "CLUSTER", "REPLICAS", ask(primary.url, "CLUSTER", "MYID"))
+    alive = [line.split() for line in lines if b"fail" not in line.split()[2]]
+    return [int(address.split(b"@")[0].rpartition(b":")[2]) for _, address, *_ in alive]
 
 
 def primaries_seen_by(url: str) -> list[tuple[int, int, int]]:

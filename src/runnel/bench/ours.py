@@ -5,14 +5,14 @@ import gc
 import resource
 import sys
 import time
-import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from runnel import App
+from runnel._redis.link import Link
 from runnel._redis.queries import command_calls, position
-from runnel._worker import Worker
+from runnel._worker import Worker, tune_collector
 from runnel.bench.bare import burn
 from runnel.bench.children import Children
 from runnel.bench.figures import latencies
@@ -102,22 +102,31 @@ async def process(
     return span.rate(seen)
 
 
+SCRAPE = """
+import sys, time, urllib.request
+while True:
+    urllib.request.urlopen(sys.argv[1]).read()
+    print(flush=True)
+    time.sleep(1)
+"""
+
+
 @asynccontextmanager
 async def _scraped(worker: Worker) -> AsyncIterator[None]:
-    """With metrics that are asked for once a second; Prometheus does it every 15 or 30."""
+    """With metrics that another process asks for once a second; Prometheus does it every 15 or 30."""
     from runnel.telemetry.http import HealthServer
 
     health = HealthServer(worker, "127.0.0.1", 0)
+    tune_collector()  # as `runnel worker` does: behind all imports
     health.start()
-
-    async def scrape() -> None:
-        while True:
-            await asyncio.to_thread(lambda: urllib.request.urlopen(f"{health.url}/metrics").read())
-            await asyncio.sleep(1.0)
-
-    scraping = asyncio.create_task(scrape())
+    asking = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", SCRAPE, f"{health.url}/metrics", stdout=asyncio.subprocess.PIPE
+    )
+    assert asking.stdout is not None
+    await asking.stdout.readline()
     yield
-    scraping.cancel()
+    asking.kill()
+    await asking.communicate()
     await health.stop()
 
 
@@ -197,16 +206,21 @@ async def idle(place: Place, shape: dict[str, Any], seconds: float) -> dict[str,
     worker = Worker(app)
     running = asyncio.create_task(worker.run())
     await _owning(app, orders, place.name)
-    link = app.endpoint.link()
-    calls, cpu, started = await command_calls(link), time.process_time(), time.monotonic()
+    links = [primary.link() for primary in await app.endpoint.primaries()]
+    calls, cpu, started = await _calls(links), time.process_time(), time.monotonic()
     await asyncio.sleep(seconds)
     cpu, elapsed = time.process_time() - cpu, time.monotonic() - started
-    # Ours are scripts and reads; within a script nothing of the kind is called. One call of INFO is of the measurement.
-    asked = await command_calls(link) - calls
-    await link.close()
+    asked = await _calls(links) - calls
+    for link in links:
+        await link.close()
     worker.stop("measured")
     await running
     return {"core_percent": cpu / elapsed * 100, "commands": asked / elapsed}
+
+
+async def _calls(links: Sequence[Link]) -> int:
+    """Commands so far. Ours are scripts and reads; within a script nothing of the kind is called."""
+    return sum([await command_calls(link) for link in links])
 
 
 async def memory(place: Place, shape: dict[str, Any]) -> dict[str, float]:

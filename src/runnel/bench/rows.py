@@ -35,14 +35,14 @@ class Side:
         function: its name.
         parameters: as JSON has them.
         reads: what must be in the stream before.
-        durable: whether the server must have an append-only file.
+        server: where: ``plain``; ``durable``, with an append-only file; ``tcp``, as each node of the ``cluster``.
         needs: a module that must be installed.
     """
 
     function: str
     parameters: dict[str, Any]
     reads: Shape | None = None
-    durable: bool = False
+    server: str = "plain"
     needs: str = ""
 
     @property
@@ -51,7 +51,12 @@ class Side:
         words = [f"{name}={value}" for name, value in sorted(self.parameters.items()) if name != "shape"]
         if self.reads is not None:
             words.append(self.reads.name)
-        return " ".join([self.function, *words, *(["durable"] if self.durable else [])])
+        return " ".join([self.function, *words, *([self.server] if self.server != "plain" else [])])
+
+    @property
+    def events(self) -> int:
+        """How many it processes or sends; 0 where it is measured over time."""
+        return int(self.parameters.get("shape", {}).get("events", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,8 @@ class Series:
 Row = Ratio | Absolute | Series
 
 
-def _reading(function: str, shape: Shape, *, durable: bool = False, **parameters: Any) -> Side:
-    return Side(function, {"shape": asdict(shape), **parameters}, shape, durable)
+def _reading(function: str, shape: Shape, *, server: str = "plain", **parameters: Any) -> Side:
+    return Side(function, {"shape": asdict(shape), **parameters}, shape, server)
 
 
 def rows(scale: Scale) -> list[Row]:
@@ -124,9 +129,11 @@ def rows(scale: Scale) -> list[Row]:
     hot = _reading("ours.process", Shape(n, hot=True))
     sent = asdict(all_of_it)
     bare_send = Side("bare.send", {"shape": sent})
+    send_many = Side("ours.send", {"shape": sent, "concurrent": False})
+    idle = _reading("ours.idle", Shape(0, 256), seconds=2 * seconds)
     sends = int(400 * seconds)
-    bare_cost = _reading("bare.process", Shape(small), durable=True)
-    our_cost = _reading("ours.process", Shape(small), durable=True)
+    bare_cost = _reading("bare.process", Shape(small), server="durable")
+    our_cost = _reading("ours.process", Shape(small), server="durable")
     burning = Shape(max(2_000, int(30_000 * seconds)))
     burn: dict[str, Any] = {"seconds": seconds, "burn_us": 200}
 
@@ -136,6 +143,12 @@ def rows(scale: Scale) -> list[Row]:
             Ratio(f"latency-{rate}", f"send to handler, {rate}/s, median", "median_ms", ours, beside, 1.3, False),
             Ratio(f"latency-{rate}-p99", f"send to handler, {rate}/s, p99", "p99_ms", ours, beside, 1.5, False),
         ]
+
+    def cluster(name: str, what: str, figure: str, side: Side, *, at_least: bool = False) -> Ratio:
+        ours, beside = (replace(side, server=server) for server in ("cluster", "tcp"))
+        return Ratio(
+            f"cluster-{name}", f"a cluster of 3: {what}; beside one server", figure, ours, beside, None, at_least
+        )
 
     def processes(who: str, number: int) -> Side:
         return _reading(f"{who}.processes", burning, number=number, **burn)
@@ -166,7 +179,7 @@ def rows(scale: Scale) -> list[Row]:
             "send-many",
             "send(*1000 records)",
             "rate",
-            Side("ours.send", {"shape": sent, "concurrent": False}),
+            send_many,
             bare_send,
             3.5,
         ),
@@ -190,7 +203,7 @@ def rows(scale: Scale) -> list[Row]:
         *latency(200),
         *latency(1000),
         *(
-            Absolute(name, what, figure, _reading("ours.idle", Shape(0, 256), seconds=2 * seconds), bound)
+            Absolute(name, what, figure, idle, bound)
             for name, what, figure, bound in (
                 ("idle-cpu", "idle, 256 partitions: % of a core", "core_percent", 1.0),
                 ("idle-commands", "idle, 256 partitions: commands/s", "commands", 5.0),
@@ -221,6 +234,11 @@ def rows(scale: Scale) -> list[Row]:
             processes("bare", 1),
             None,
         ),
+        cluster("process", "events processed", "rate", default, at_least=True),
+        cluster("process-cpu", "CPU of the servers per event processed, µs", "server_us", default),
+        cluster("send", "send(*1000 records)", "rate", send_many, at_least=True),
+        cluster("send-cpu", "CPU of the servers per event sent, µs", "server_us", send_many),
+        cluster("idle-commands", "idle worker, 256 partitions: commands/s", "commands", idle),
         Series("scale-events", "events", [(k, _reading("ours.process", Shape(k))) for k in (n // 16, n // 4, n)]),
         Series(
             "scale-partitions",

@@ -3,19 +3,22 @@
 import asyncio
 import secrets
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TypeVar
 
 from runnel._redis.keys import all_of_app
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Link
 from runnel._redis.queries import server_facts, server_version
+from runnel._redis.topology import endpoint_for
 from runnel.bench.children import measure
 from runnel.bench.place import Place, Shape
 from runnel.bench.rows import Absolute, Ratio, Row, Series, Side
 
 __all__ = ["Outcome", "Suite"]
+
+T = TypeVar("T")
 
 Figures = dict[str, float]
 
@@ -57,19 +60,17 @@ class Outcome:
 
 
 class Suite:
-    """A run on a server: an app of its own, whose keys it removes at the end, and nothing else of the server's."""
+    """A run on servers: an app of its own, whose keys it removes at the end, and nothing else of theirs."""
 
-    def __init__(self, url: str, rows: Sequence[Row], *, durable_url: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, servers: Mapping[str, str], rows: Sequence[Row], *, say: Callable[[str], None]) -> None:
         """Arguments:
-        url: the server.
+        servers: URLs by what :attr:`Side.server` names. Sides whose server is missing are not measured.
         rows: what to measure.
-        durable_url: the server for the rows that need an append-only file; ``None``: the same, if it has one.
         say: told what is being done.
         """
         self.outcomes = [Outcome(row) for row in rows]
         self.server = ""
-        self._url = url
-        self._durable_url = durable_url
+        self._servers = servers
         self._say = say
         self._app = f"runnel-bench-{secrets.token_hex(4)}"
         self._filled: set[tuple[str, Shape]] = set()
@@ -82,8 +83,7 @@ class Suite:
             BenchError: a measurement failed.
             RedisUnavailable: there is no server.
         """
-        self.server = asyncio.run(self._ask(self._url, server_version))
-        durable_url = self._durable_url or self._url
+        [self.server, *_] = self._ask(self._servers["plain"], server_version)
         try:
             for number in range(rounds):
                 taken: dict[str, Figures | str] = {}
@@ -91,16 +91,21 @@ class Suite:
                     for side in outcome.row.sides:
                         if side.label not in taken:
                             self._say(f"round {number + 1} of {rounds}   {side.label}")
-                            taken[side.label] = self._take_turn(side, durable_url if side.durable else self._url)
+                            taken[side.label] = self._take_turn(side)
                     _conclude(outcome, taken)
         finally:
-            for url in {self._url, durable_url}:
-                asyncio.run(self._remove(url))
+            for url in set(self._servers.values()):
+                self._remove(url)
 
-    def _take_turn(self, side: Side, url: str) -> Figures | str:
+    def _take_turn(self, side: Side) -> Figures | str:
         if side.needs and find_spec(side.needs) is None:
             return f"{side.needs} is not installed"
-        if side.durable and "aof_current_size" not in asyncio.run(self._ask(url, _persistence)):
+        url = self._servers.get(side.server)
+        if url is None:
+            return "only with --embedded"
+        if side.function.startswith("bare.") and "+" in url.partition("://")[0]:
+            return "the loop beside it knows one server only"
+        if side.server == "durable" and "log_bytes" not in self._cost(url):
             return "the server has no append-only file"
         if side.reads is not None and (url, side.reads) not in self._filled:
             self._filled.add((url, side.reads))
@@ -108,25 +113,35 @@ class Suite:
                 measure("ours.fill", Place(url, self._app, "fill"), {"shape": side.parameters["shape"]})
         self._turns += 1
         place = Place(url, self._app, f"turn-{self._turns}")
-        if not side.durable:
-            figures = measure(side.function, place, side.parameters)
-            if side.reads is None:  # it had a stream of its own
-                asyncio.run(self._remove(url, f"{self._app}/{place.name}"))
-            return figures
-        before = asyncio.run(self._ask(url, _cost))
+        before = self._cost(url)
         figures = measure(side.function, place, side.parameters)
-        after = asyncio.run(self._ask(url, _cost))
-        assert side.reads is not None
-        return figures | {name: (after[name] - before[name]) / side.reads.events for name in before}
+        after = self._cost(url)
+        if side.reads is None:  # it had a stream of its own
+            self._remove(url, f"{self._app}/{place.name}")
+        if side.events:
+            figures |= {name: (after[name] - before[name]) / side.events for name in before}
+        return figures
 
-    async def _ask(self, url: str, question: Callable[[Link], Any]) -> Any:
-        link = Link(Endpoint(url))
-        try:
-            return await question(link)
-        finally:
-            await link.close()
+    def _ask(self, url: str, question: Callable[[Link], Awaitable[T]]) -> list[T]:
+        """The answer of each server."""
 
-    async def _remove(self, url: str, name: str = "") -> None:
+        async def ask() -> list[T]:
+            answers = []
+            for primary in await endpoint_for(url).primaries():
+                link = primary.link()
+                try:
+                    answers.append(await question(link))
+                finally:
+                    await link.close()
+            return answers
+
+        return asyncio.run(ask())
+
+    def _cost(self, url: str) -> Figures:
+        """What servers say that their work has cost so far."""
+        return {name: sum(one[name] for one in found) for found in [self._ask(url, _cost)] for name in found[0]}
+
+    def _remove(self, url: str, name: str = "") -> None:
         """Remove our keys; only those of one stream if it is given."""
         pattern = all_of_app(self._app)
 
@@ -134,24 +149,21 @@ class Suite:
             cursor = b"0"
             while True:
                 cursor, keys = await link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                mine = [key for key in keys if not name or f"{{{name}".encode() in key]
-                if mine:
-                    await link.call("UNLINK", *mine)
+                for key in keys:  # on a cluster, each is in a slot of its own
+                    if not name or f"{{{name}".encode() in key:
+                        await link.call("UNLINK", key)
                 if cursor == b"0":
                     return
 
-        await self._ask(url, remove)
-
-
-async def _persistence(link: Link) -> dict[str, str]:
-    return await server_facts(link, "persistence")
+        self._ask(url, remove)
 
 
 async def _cost(link: Link) -> Figures:
-    """Bytes of the append-only file, and microseconds of CPU, so far."""
+    """Microseconds of CPU, and bytes of the append-only file if there is one."""
     cpu, log = await server_facts(link, "cpu"), await server_facts(link, "persistence")
     used = float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
-    return {"log_bytes": float(log["aof_current_size"]), "server_us": used * 1e6}
+    size = {"log_bytes": float(log["aof_current_size"])} if "aof_current_size" in log else {}
+    return {"server_us": used * 1e6, **size}
 
 
 def _conclude(outcome: Outcome, taken: dict[str, Figures | str]) -> None:

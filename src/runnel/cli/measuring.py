@@ -2,9 +2,7 @@
 
 import json
 import signal
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -12,7 +10,6 @@ import typer
 
 from runnel.cli.targets import RedisURL
 from runnel.cli.terminal import notes, output, reporting
-from runnel.server import EmbeddedServer
 from runnel.settings import load_settings
 
 __all__ = ["bench"]
@@ -28,7 +25,7 @@ def bench(
         bool, typer.Option("--check", help="Exit status 1 where a row misses what it must reach.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every value of every round, as JSON.")] = False,
-    embedded: Annotated[bool, typer.Option("--embedded", help="On a private server on a unix socket.")] = False,
+    embedded: Annotated[bool, typer.Option("--embedded", help="On private servers.")] = False,
     redis_url: RedisURL = None,
 ) -> None:
     """Measure Runnel beside the loop that an expert writes by hand with redis-py, on your server.
@@ -47,19 +44,14 @@ def bench(
     rounds = 1 if quick else rounds
     signal.signal(signal.SIGTERM, _interrupt)  # so that what is on the server is removed then as well
     with ExitStack() as stack:
-        durable_url = None
         if embedded:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            url = stack.enter_context(EmbeddedServer(unix_socket=directory / "plain.sock")).url
-            if any(side.durable for row in selected for side in row.sides):
-                # A rewrite of the file in the middle would make it smaller.
-                never = ("--auto-aof-rewrite-percentage", "0")
-                durable = EmbeddedServer(unix_socket=directory / "durable.sock", append_only=True, extra=never)
-                durable_url = stack.enter_context(durable).url
+            servers = benching.private_servers(stack, {side.server for row in selected for side in row.sides})
         else:
-            url = load_settings({"name": "bench", **({} if redis_url is None else {"redis_url": redis_url})}).redis_url
+            given = {} if redis_url is None else {"redis_url": redis_url}
+            url = load_settings({"name": "bench", **given}).redis_url
+            servers = {"plain": url, "durable": url}
         with notes.status("") as status:
-            suite = benching.Suite(url, selected, durable_url=durable_url, say=status.update)
+            suite = benching.Suite(servers, selected, say=status.update)
             suite.run(rounds)
     if as_json:
         print(json.dumps(benching.as_json(suite, rounds), indent=1))

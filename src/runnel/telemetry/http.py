@@ -65,6 +65,7 @@ class HealthServer:
             ws="none",
             timeout_graceful_shutdown=1,
         )
+        config.load()  # its imports now, and not while events are processed
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="runnel-http", daemon=True)
 

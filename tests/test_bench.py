@@ -68,6 +68,26 @@ def test_the_private_server_has_an_append_only_file_where_that_is_measured(proje
     assert json.loads(done.stdout)["rows"]["server-log"]["met"] is True
 
 
+def test_a_private_cluster_and_a_private_replica_are_compared_with_one_server(project: Project) -> None:
+    names = ["cluster-send", "cluster-send-cpu", "cluster-idle-commands", "replica-send-alone"]
+    done = project.run("bench", *names, "--embedded", "--quick", "--events", "2000", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["rows"]
+    assert list(found) == names
+    assert all(row["ours"][0] > 0 and row["beside"][0] > 0 for row in found.values())
+
+
+@pytest.mark.everywhere
+def test_what_needs_no_loop_beside_it_is_measured_on_any_servers(
+    project: Project, redis_url: str, topology: str
+) -> None:
+    done = project.run("bench", "process-default", "hot-partition", "--quick", "--events", "2000", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["rows"]
+    assert len(found["hot-partition"]["values"]) == 1
+    assert (found["process-default"]["absent"] == "") is (topology == "single")
+
+
 def test_after_ctrl_c_nothing_is_left(project: Project, redis_url: str) -> None:
     running = project.start("bench", "process-default", "--events", "1000000")
     until(lambda: keys(redis_url), "it has not begun")

@@ -51,6 +51,7 @@ async def process(
     middleware: bool = False,
     processors: int = 1,
     metrics: bool = False,
+    durability: str = "primary",
 ) -> dict[str, float]:
     """A worker, from its first event to its last commit and its leave.
 
@@ -59,9 +60,11 @@ async def process(
         middleware: whether there is one.
         processors: how many there are; each processes all the events.
         metrics: whether processing is measured, and health and metrics are served and asked for.
+        durability: of commits.
     """
     of = Shape(**shape)
-    app, orders = place.stream(of, **({} if prefetch_count is None else {"prefetch_count": prefetch_count}))
+    settings = {"durability": durability} | ({} if prefetch_count is None else {"prefetch_count": prefetch_count})
+    app, orders = place.stream(of, **settings)
     wanted = of.events * processors
     seen, total = 0, 0.0
     span: Span | None = None
@@ -130,10 +133,10 @@ async def _scraped(worker: Worker) -> AsyncIterator[None]:
     await health.stop()
 
 
-async def send(place: Place, shape: dict[str, Any], concurrent: bool) -> dict[str, float]:
+async def send(place: Place, shape: dict[str, Any], concurrent: bool, durability: str = "primary") -> dict[str, float]:
     """``send`` of 1,000 records, or 1,000 concurrent ``send`` of one."""
     of = Shape(**shape)
-    app, orders = place.fresh()
+    app, orders = place.fresh(durability=durability)
     records = of.orders(0, of.events)
     gc.freeze()  # what was prepared for the measurement is not to be looked through by it
     async with app:
@@ -147,9 +150,9 @@ async def send(place: Place, shape: dict[str, Any], concurrent: bool) -> dict[st
         return span.rate(of.events)
 
 
-async def send_alone(place: Place, sends: int) -> dict[str, float]:
+async def send_alone(place: Place, sends: int, durability: str = "primary") -> dict[str, float]:
     """One awaited ``send`` at a time."""
-    app, orders = place.fresh()
+    app, orders = place.fresh(durability=durability)
     took = []
     async with app:
         for record in Shape(sends).orders(0, sends):

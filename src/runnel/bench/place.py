@@ -65,9 +65,9 @@ class Place:
         app = App(name=self.app, redis_url=self.url, partition_count=shape.partitions, partition_size=0, **settings)
         return app, app.stream(shape.name, record=Order, partition_by=shape.key)
 
-    def fresh(self) -> tuple[App, Stream[Order]]:
-        """The app, and a stream with all defaults that only this measurement has."""
-        app = App(name=self.app, redis_url=self.url)
+    def fresh(self, **settings: Any) -> tuple[App, Stream[Order]]:
+        """The app, and a stream with all other defaults that only this measurement has."""
+        app = App(name=self.app, redis_url=self.url, **settings)
         return app, app.stream(self.name, record=Order, partition_by="order_id")
 
 

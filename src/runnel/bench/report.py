@@ -23,7 +23,7 @@ def as_table(suite: Suite, rounds: int) -> Table:
         caption_justify="left",
     )
     for name, justify in (("row", "left"), ("what", "left"), ("Runnel", "right"), ("beside", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name == "row")  # type: ignore[arg-type]
     table.add_column("ratio", justify="right")
     table.add_column("must be", justify="right")
     table.add_column("")

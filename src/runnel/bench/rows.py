@@ -35,7 +35,8 @@ class Side:
         function: its name.
         parameters: as JSON has them.
         reads: what must be in the stream before.
-        server: where: ``plain``; ``durable``, with an append-only file; ``tcp``, as each node of the ``cluster``.
+        server: where: ``plain``; ``durable``, with an append-only file; ``tcp``, as each node of the ``cluster``;
+            ``replicated``.
         needs: a module that must be installed.
     """
 
@@ -132,6 +133,7 @@ def rows(scale: Scale) -> list[Row]:
     send_many = Side("ours.send", {"shape": sent, "concurrent": False})
     idle = _reading("ours.idle", Shape(0, 256), seconds=2 * seconds)
     sends = int(400 * seconds)
+    send_alone = Side("ours.send_alone", {"sends": sends})
     bare_cost = _reading("bare.process", Shape(small), server="durable")
     our_cost = _reading("ours.process", Shape(small), server="durable")
     burning = Shape(max(2_000, int(30_000 * seconds)))
@@ -146,9 +148,12 @@ def rows(scale: Scale) -> list[Row]:
 
     def cluster(name: str, what: str, figure: str, side: Side, *, at_least: bool = False) -> Ratio:
         ours, beside = (replace(side, server=server) for server in ("cluster", "tcp"))
-        return Ratio(
-            f"cluster-{name}", f"a cluster of 3: {what}; beside one server", figure, ours, beside, None, at_least
-        )
+        return Ratio(f"cluster-{name}", f"a cluster of 3 beside one: {what}", figure, ours, beside, None, at_least)
+
+    def replica(name: str, what: str, figure: str, side: Side, *, at_least: bool = False) -> Ratio:
+        beside = replace(side, server="replicated")
+        ours = replace(beside, parameters=beside.parameters | {"durability": "replica"})
+        return Ratio(f"replica-{name}", f"on a replica, too: {what}", figure, ours, beside, None, at_least)
 
     def processes(who: str, number: int) -> Side:
         return _reading(f"{who}.processes", burning, number=number, **burn)
@@ -195,7 +200,7 @@ def rows(scale: Scale) -> list[Row]:
             "send-alone",
             "a lone send(record), median",
             "median_ms",
-            Side("ours.send_alone", {"sends": sends}),
+            send_alone,
             Side("bare.send_alone", {"sends": sends}),
             1.3,
             False,
@@ -234,11 +239,14 @@ def rows(scale: Scale) -> list[Row]:
             processes("bare", 1),
             None,
         ),
-        cluster("process", "events processed", "rate", default, at_least=True),
-        cluster("process-cpu", "CPU of the servers per event processed, µs", "server_us", default),
+        cluster("process", "processed", "rate", default, at_least=True),
+        cluster("process-cpu", "CPU of the servers per event, µs", "server_us", default),
         cluster("send", "send(*1000 records)", "rate", send_many, at_least=True),
-        cluster("send-cpu", "CPU of the servers per event sent, µs", "server_us", send_many),
-        cluster("idle-commands", "idle worker, 256 partitions: commands/s", "commands", idle),
+        cluster("send-cpu", "CPU of the servers per event, µs", "server_us", send_many),
+        cluster("idle-commands", "idle, 256 partitions: commands/s", "commands", idle),
+        replica("process", "processed", "rate", default, at_least=True),
+        replica("send", "send(*1000 records)", "rate", send_many, at_least=True),
+        replica("send-alone", "a lone send(record), median", "median_ms", send_alone),
         Series("scale-events", "events", [(k, _reading("ours.process", Shape(k))) for k in (n // 16, n // 4, n)]),
         Series(
             "scale-partitions",

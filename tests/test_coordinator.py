@@ -756,7 +756,7 @@ async def test_who_comes_back_to_an_empty_group_waits_for_those_who_do_not_know_
         return len(a.held) == len(b.held) == 2
 
     await until(shared)
-    assert 0.2 <= time.monotonic() - back < 1.0
+    assert 0.199 <= time.monotonic() - back < 1.0  # the server counts whole milliseconds
 
 
 async def test_who_was_evicted_is_taken_back_at_once_where_others_are(group: Group) -> None:

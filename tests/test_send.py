@@ -9,7 +9,7 @@ import pytest
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel.errors import RecordError, RedisUnavailable, StreamFull
-from runnel.instruments import LossDetected
+from runnel.instruments import LossDetected, SequenceGap
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -229,6 +229,20 @@ def test_a_send_may_be_made_before_there_is_an_event_loop(app_name: str, redis_u
             return await sending
 
     assert len(asyncio.run(main())) == 1
+
+
+async def test_a_clock_of_the_server_that_jumps_an_hour_is_not_taken_for_a_loss(app_name: str, redis_url: str) -> None:
+    app, stream, _ = declare(app_name, redis_url)
+    announced = Recorder(app)
+    async with app, inspecting(app) as redis:
+        await stream.send(Step(key="a", n=1))
+        sequences = await redis.link.call("KEYS", stream.keys.sequence(0, "") + "*")
+        assert len(sequences) == 1
+        left = await redis.link.call("PTTL", sequences[0])
+        await redis.link.call("PEXPIRE", sequences[0], left - 3_600_000)
+        await stream.send(Step(key="a", n=2))
+        assert await numbers(app, stream) == [1, 2]
+    assert announced.of(SequenceGap) == []
 
 
 async def test_closing_an_app_sends_what_is_under_way(app_name: str, redis_url: str) -> None:

@@ -43,6 +43,11 @@ many go as two appends, each of half the partitions, over two connections: while
 or settle the other (``send`` of 1,000: 3.8 instead of 3.4 times a pipeline). From concurrent ones, they go as soon as
 they are together, while the rest is still encoded."""
 
+EXPIRY = 2 * 3600.0
+"""Seconds that the server remembers the last sequence of a producer in a partition. Longer than any retry that could
+refer to it, by more than an hour: by so much may the server's clock jump without a loss being announced, or a
+repeated append stored twice. About 200 bytes each."""
+
 _monotonic = time.monotonic
 
 
@@ -117,8 +122,7 @@ class Producer:
         self._fresh = 0
         """Entries that came since the last time that an append was composed."""
         self._more = asyncio.Event()
-        # A sequence must outlive every retry that could refer to it.
-        self._expiry = int(max(60.0, 4 * limits.send_timeout) * 1000)
+        self._expiry = int(max(EXPIRY, 4 * limits.send_timeout) * 1000)
 
     def send_one(self, partition: int, entry: Entry | bytes) -> Sending:
         """Append an entry; as :meth:`send`, of which it is the short form.

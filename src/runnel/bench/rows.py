@@ -56,7 +56,9 @@ class Side:
 
     @property
     def events(self) -> int:
-        """How many it processes or sends; 0 where it is measured over time."""
+        """How many it processes or sends; 0 where that is not known beforehand."""
+        if "rate" in self.parameters:
+            return int(self.parameters["rate"] * self.parameters["seconds"])
         return int(self.parameters.get("shape", {}).get("events", 0))
 
 
@@ -144,6 +146,15 @@ def rows(scale: Scale) -> list[Row]:
         return [
             Ratio(f"latency-{rate}", f"send to handler, {rate}/s, median", "median_ms", ours, beside, 1.3, False),
             Ratio(f"latency-{rate}-p99", f"send to handler, {rate}/s, p99", "p99_ms", ours, beside, 1.5, False),
+            Ratio(
+                f"latency-{rate}-cpu",
+                "the same: CPU of the server per event, µs",
+                "server_us",
+                ours,
+                beside,
+                None,
+                False,
+            ),
         ]
 
     def cluster(name: str, what: str, figure: str, side: Side, *, at_least: bool = False) -> Ratio:

@@ -12,6 +12,7 @@ there is a call here: a command that is repeated until its answer is known.
 ``damage``                what destroys data: deletions, roll-backs, resets
 ``world``                 all of them together, and the time
 ``judge``                 what must be true after every step
+``schedules``             who does what next, drawn at random
 ``mutants``               ways to be wrong, each of which must be found
 ========================  ==============================================================================
 """

@@ -348,4 +348,10 @@ class Judge:
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
             self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
-            self.must(not gone or (self.hurt_data and self.reports[p]), "nothing is lost in silence", f"{p}: {gone}")
+            told = self.reports[p] or self.counted(p)
+            self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
+
+    def counted(self, partition: int) -> bool:
+        """Whether operators are shown a loss or a rollback, also where the answer that told of it was lost."""
+        positions = self.world.keys.positions(0, PROCESSOR)
+        return any(self.world.lab.ask("HMGET", positions, f"lost:{partition}", f"rollbacks:{partition}"))

@@ -27,6 +27,9 @@ class Member(Owner):
         super().__init__(world, name)
         self.gone = self.frozen = False
 
+    def __repr__(self) -> str:
+        return self.name
+
     # Reading
 
     def read(self, reply: Reply = Reply.HEARD) -> None:

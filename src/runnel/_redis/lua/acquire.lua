@@ -18,14 +18,16 @@
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
-local offset, count, by_hand
+local offset, count, taken = nil, nil, ''
 local stored = redis.call('HGET', KEYS[1], partition)
 if stored then
   local its_token, its_member, its_offset, its_count, rest = stored:match('^(%d+):([^|]*)|([^|]*)|(%d+)(.*)$')
   if tonumber(its_token) > token or (tonumber(its_token) == token and its_member ~= member) then
     return {'STALE', its_token}
   end
-  offset, count, by_hand = its_offset, tonumber(its_count), rest == '|reset'
+  offset, count = its_offset, tonumber(its_count)
+  -- This may be a repeated call that arrives late, behind a move by hand: the owner is still to be told of that.
+  if rest ~= '' and tonumber(its_token) == token then taken = '|taken' end
 end
 
 if redis.call('EXISTS', KEYS[2]) == 0 then
@@ -52,7 +54,7 @@ elseif before(last, offset) then          -- no group: not an earlier state of t
 else
   lost = removed(log, offset, count)
   -- Nothing was processed yet, so the count tells nothing; but the group would be there if the log were the old one.
-  if count == 0 and not mirror and not by_hand then lost = nil end
+  if count == 0 and not mirror then lost = nil end
   local known = math.max(count, tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0))
   local up_to = count + (lost or 0)
   if processed_to_the_end(log, offset) then
@@ -72,7 +74,8 @@ if rolled_back ~= '' or not lost then
   redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
 end
 redis.call('SADD', KEYS[3], group)
-redis.call('HSET', KEYS[1], partition, ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count))
+redis.call('HSET', KEYS[1], partition,
+  ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count) .. taken)
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 redis.pcall('XGROUP', 'SETID', KEYS[2], group, offset, 'ENTRIESREAD', count)
 return {'OK', offset, string.format('%.0f', count), lost or -1, rolled_back}

@@ -7,7 +7,8 @@
 --   OK         moved
 --   DUP        this very commit was applied before: a retry after a lost reply
 --   FENCED     a newer owner exists; nothing was changed
---   RESET      somebody has moved the position; nothing was changed; acquire again
+--   RESET      somebody has moved the position; nothing was changed; acquire again. (|reset behind a position: moved;
+--              |taken: and acquired by who had it, perhaps by a call that arrived late, so that it is told once more)
 --   REPLACED   the log is gone, or is another one than the position was taken from; nothing was changed; acquire again
 --   ROLLBACK   Redis has lost our last commit, or all of the positions, or the very entries that were processed: they
 --              were read from a primary that had lost a fail-over and did not know it yet, and ids behind them are
@@ -34,7 +35,7 @@ for i = 2, #KEYS do
       status = 'DUP'
       redis.call('HSET', KEYS[1], partition, stored)  -- so that a WAIT behind this call has something to wait for
     elseif its_offset ~= previous then
-      status = 'ROLLBACK'
+      status = rest == '|taken' and 'RESET' or 'ROLLBACK'
     elseif never_had(KEYS[i], offset) then
       status = 'ROLLBACK'
     else

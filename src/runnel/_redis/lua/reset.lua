@@ -9,5 +9,7 @@ local stored = redis.call('HGET', KEYS[1], ARGV[1]) or '0:||0'
 local token, previous = stored:match('^([^|]*)|([^|]*)|')
 if ARGV[5] and ARGV[5] ~= previous then return previous end
 redis.call('HSET', KEYS[1], ARGV[1], token .. '|' .. ARGV[3] .. '|' .. ARGV[4] .. '|reset')
+-- Without the group, the log would be taken for one that has replaced another.
+redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[2], ARGV[3], 'MKSTREAM', 'ENTRIESREAD', ARGV[4])
 redis.pcall('XGROUP', 'SETID', KEYS[2], ARGV[2], ARGV[3], 'ENTRIESREAD', ARGV[4])
 return previous

@@ -1,14 +1,14 @@
 """What runs, where it stands, and what is wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from runnel._core.generations import Generations
 from runnel._redis import queries, scripts
 from runnel._redis.groups import GroupState, MemberState, Parked, group_state, server_time
-from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel._redis.scripts import Look
 from runnel.admin.access import connected
@@ -114,6 +114,8 @@ class ProcessorStatus:
         members: its workers, in the order in which they came.
         partitions: of the stream; empty if nothing was sent yet and no worker has run.
         rate: events per second; ``None`` at the first look.
+        generation: of the stream, to which the partitions belong.
+        later: events that wait in later generations, until those in this one are processed.
     """
 
     name: str
@@ -124,11 +126,13 @@ class ProcessorStatus:
     members: tuple[MemberStatus, ...]
     partitions: tuple[PartitionStatus, ...]
     rate: Rate | None = None
+    generation: int = 0
+    later: int = 0
 
     @property
     def lag(self) -> int:
         """Events that wait."""
-        return sum(partition.lag for partition in self.partitions)
+        return sum(partition.lag for partition in self.partitions) + self.later
 
     @property
     def oldest(self) -> float:
@@ -242,26 +246,31 @@ async def _status(link: Link, app: App) -> Status:
         if exists:
             entries = sum([await queries.length(link, stream.keys, p) for p in range(stream.partition_count)])
         streams.append(StreamStatus(name, stream.partition_count, entries))
-        for processor_name in [*declared, *(other for other in registered if other not in declared)]:
-            partitions = range(stream.partition_count) if exists else range(0)
-            processors.append(
-                await look_at(link, stream, processor_name, partitions, declared=processor_name in declared)
-            )
+        names = [*declared, *(other for other in registered if other not in declared)]
+        processors += [await look_at(link, stream, one, exists, declared=one in declared) for one in names]
     version = await queries.server_version(link)
     return Status(app.name, version, await server_time(link), tuple(streams), tuple(processors))
 
 
 async def look_at(
-    link: Link, stream: Stream[Any], processor: str, partitions: Sequence[int], *, declared: bool = True
+    link: Link, stream: Stream[Any], processor: str, generations: Generations | None, *, declared: bool = True
 ) -> ProcessorStatus:
-    """The state of one processor, and of some of its partitions."""
-    group = await group_state(link, ControlKeys.of(stream.app_name, stream.name, processor))
-    looks = await scripts.look(link, stream.keys, processor, partitions)
+    """The state of one processor, and of its partitions; none if the stream was never used."""
+    generation, later = stream.generation, 0
+    if generations is not None:
+        generation = generations.of_processor(stream.keys.group_name(processor))
+        for one in generations.existing:
+            if one.number > generation.number:
+                keys = stream.keys_of(one)
+                later += sum([await queries.length(link, keys, p) for p in range(one.partition_count)])
+    keys, partitions = stream.keys_of(generation), range(0 if generations is None else generation.partition_count)
+    group = await group_state(link, keys.control(processor))
+    looks = await scripts.look(link, keys, processor, partitions)
     now = await server_time(link)
     found = []
     for partition in partitions:
         look = looks[partition]
-        found.append(_partition(partition, group, look, await waiting(link, stream.keys, partition, look), now))
+        found.append(_partition(partition, group, look, await waiting(link, keys, partition, look), now))
     members = tuple(
         MemberStatus(
             member.name,
@@ -273,7 +282,9 @@ async def look_at(
     )
     paused = None if group.paused is None else max(0.0, now - since(group.paused))
     by = None if group.paused is None else group.paused.details["by"]
-    return ProcessorStatus(processor, stream.name, declared, paused, by, members, tuple(found))
+    return ProcessorStatus(
+        processor, stream.name, declared, paused, by, members, tuple(found), generation=generation.number, later=later
+    )
 
 
 def is_silent(member: MemberState) -> bool:

@@ -1,0 +1,228 @@
+"""Moving a stream to another server."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Recorder, eventually, inspecting, running
+from runnel import App, ExceptionPolicy, Record
+from runnel._redis.link import Endpoint, Link
+from runnel.admin import begin_migration, list_dead_letters, move_stream, pause_processor, plan_migration, plan_move
+from runnel.errors import MigrationConflict, MoveFailed, RedisUnavailable, StreamMoved
+from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, StreamLeft
+from runnel.middleware import DeadLetterMiddleware
+from runnel.server import EmbeddedServer
+
+pytestmark = pytest.mark.anyio
+
+KEYS = 12
+
+
+class Step(Record):
+    key: str
+    number: int
+    bad: bool = False
+
+
+@pytest.fixture(scope="module")
+def other(server_binary: str | Path | None) -> Iterator[EmbeddedServer]:
+    """The server that streams are moved to."""
+    with EmbeddedServer(binary=server_binary) as running_server:
+        yield running_server
+
+
+class Flow:
+    """An app, and what its processor was given, on either server."""
+
+    def __init__(self, name: str, url: str, seen: dict[str, list[int]] | None = None) -> None:
+        self.app = App(name=name, redis_url=url, heartbeat_interval=0.1)
+        self.steps = self.app.stream("steps", record=Step, partition_by="key", partition_count=4)
+        self.dead_letter = DeadLetterMiddleware(source=self.steps)
+        self.seen = defaultdict(list) if seen is None else seen
+        self.recorder = Recorder(self.app)
+
+        @self.app.processor(self.steps, exception_policy=ExceptionPolicy.IGNORE, middleware=[self.dead_letter])
+        async def record(events: Any) -> None:
+            async for step in events.records():
+                self.seen[step.key].append(step.number)
+                if step.bad:
+                    raise ValueError("bad")
+
+    async def send(self, number: int, *, bad: bool = False) -> None:
+        await self.steps.send(*(Step(key=f"key-{n}", number=number, bad=bad) for n in range(KEYS)))
+
+    async def has(self, last: int) -> None:
+        """Wait until all events up to this number were processed, each once and in order."""
+        wanted = {f"key-{n}": list(range(1, last + 1)) for n in range(KEYS)}
+        await eventually(lambda: sum(len(self.seen[key]) for key in wanted) >= KEYS * last)
+        assert {key: self.seen[key] for key in wanted} == wanted
+
+
+@pytest.fixture
+async def flow(app_name: str, redis_url: str) -> AsyncIterator[Flow]:
+    made = Flow(app_name, redis_url)
+    async with made.app:
+        yield made
+
+
+async def move(flow: Flow, to: str) -> list[str]:
+    return [f"{moved.stream}: {moved.step}" async for moved in move_stream(flow.app, flow.steps, to)]
+
+
+async def test_a_stream_goes_on_at_another_server_where_it_was(flow: Flow, other: EmbeddedServer) -> None:
+    """With positions, dead letters, an earlier generation and a backlog, while a worker and a producer run."""
+    async with running(flow.app):
+        await flow.send(1, bad=True)
+        await flow.has(1)
+        await begin_migration(flow.app, flow.steps, await plan_migration(flow.app, flow.steps, partition_count=5))
+        await flow.send(2)
+        await flow.has(2)
+        await pause_processor(flow.app, "record")
+        await flow.send(3)
+        steps = await move(flow, other.url)
+        assert steps[0] == "steps: sealed"
+        assert "steps: moved" in steps
+        assert steps[-1] == "steps.dead: moved"
+        await eventually(lambda: flow.recorder.of(StreamLeft))
+        with pytest.raises(StreamMoved, match=r"was moved to .*--redis-url"):
+            await flow.send(4)
+    with pytest.raises(StreamMoved):
+        async with running(flow.app):
+            pass
+    new = Flow(flow.app.name, other.url, flow.seen)
+    async with new.app, inspecting(new.app) as redis:
+        assert len(await list_dead_letters(new.app, new.steps)) == KEYS
+        await new.send(4)
+        await redis.link.call("DEL", new.steps.keys.control("record").parked)  # the pause came along
+        async with running(new.app):
+            await new.has(4)
+        assert not [
+            new.recorder.of(kind) for kind in (LogReplaced, LossDetected, PartitionRewound) if new.recorder.of(kind)
+        ]
+    assert await move(flow, other.url) == []
+
+
+async def test_the_copy_is_the_same_to_the_id_and_the_count(flow: Flow, other: EmbeddedServer) -> None:
+    async with inspecting(flow.app) as redis:
+        for number in range(1, 4):
+            await flow.send(number)
+        keys = flow.steps.keys
+        first = (await redis.entries(flow.steps, 0))[0][0]
+        await redis.link.call("XDEL", keys.log(0), first)
+        await redis.link.call("XTRIM", keys.log(1), "MAXLEN", 0)
+        await move(flow, other.url)
+        target = Endpoint(other.url).link()
+        for partition in range(4):
+            log = keys.log(partition)
+            assert await target.call("XRANGE", log, "-", "+") == await redis.link.call("XRANGE", log, "-", "+")
+            there, here = [await link.call("XINFO", "STREAM", log) for link in (redis.link, target)]
+            assert [there[i : i + 2] for i in range(0, len(there), 2) if b"radix" not in there[i]] == [
+                here[i : i + 2] for i in range(0, len(here), 2) if b"radix" not in here[i]
+            ]
+        await target.close()
+
+
+async def test_a_move_that_is_cut_off_anywhere_is_finished_by_the_next_one(
+    app_name: str, redis_url: str, other: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth command to either server is the last one of a first attempt, in turn."""
+    calls = 0
+    while True:
+        seen: dict[str, list[int]] = defaultdict(list)
+        flow = Flow(f"{app_name}-{calls}", redis_url, seen)
+        async with flow.app:
+            async with running(flow.app):
+                await flow.send(1)
+                await flow.has(1)
+            await flow.send(2)
+            budget = _Budget(calls)
+            with monkeypatch.context() as patched:
+                patched.setattr(
+                    "runnel.admin.moving.connected", lambda app, b=budget: _as_context(_Metered(app.endpoint, b))
+                )
+                patched.setattr(
+                    "runnel.admin.moving._connected_to", lambda endpoint, b=budget: _as_context(_Metered(endpoint, b))
+                )
+                try:
+                    await move(flow, other.url)
+                    done = True
+                except RedisUnavailable:
+                    done = False
+            waiting = asyncio.create_task(_until_moved(flow))
+            await move(flow, other.url)
+            await waiting
+            new = Flow(flow.app.name, other.url, seen)
+            async with new.app, running(new.app):
+                await new.send(3)
+                await new.has(3)
+        if done:
+            break
+        calls += 5
+    assert calls > 40
+
+
+async def _until_moved(flow: Flow) -> None:
+    """A producer of the old server waits while the stream is on its way, and then learns where it is."""
+    number = 100
+    while True:
+        try:
+            await flow.steps.send(Step(key="late", number=number))
+        except StreamMoved:
+            return
+        number += 1
+
+
+class _Budget:
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+
+class _Metered(Link):
+    """Carries as many commands as are left in a budget."""
+
+    def __init__(self, endpoint: Endpoint, budget: _Budget) -> None:
+        super().__init__(endpoint)
+        self._budget = budget
+
+    async def call(self, *command: Any, timeout: float = 5.0) -> Any:
+        if self._budget.calls == 0:
+            raise RedisUnavailable("cut off")
+        self._budget.calls -= 1
+        return await super().call(*command, timeout=timeout)
+
+
+@asynccontextmanager
+async def _as_context(link: Link) -> AsyncIterator[Link]:
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def test_what_another_server_has_already_is_not_touched(flow: Flow, other: EmbeddedServer) -> None:
+    theirs = Flow(flow.app.name, other.url)
+    async with theirs.app, inspecting(theirs.app) as redis:
+        await theirs.send(7)
+        await flow.send(1)
+        with pytest.raises(MoveFailed, match='has a stream "steps"'):
+            await move(flow, other.url)
+        assert sum([len(await redis.entries(theirs.steps, partition)) for partition in range(4)]) == KEYS
+
+
+async def test_a_stream_is_moved_to_one_place_only(flow: Flow, other: EmbeddedServer) -> None:
+    await flow.send(1)
+    assert [one.moved for one in await plan_move(flow.app, flow.steps, other.url)] == [False]
+    moving = move_stream(flow.app, flow.steps, other.url)
+    await anext(moving)
+    await moving.aclose()
+    with pytest.raises(MigrationConflict, match="is being moved to"):
+        await move(flow, "redis://127.0.0.1:1")
+    with pytest.raises(MigrationConflict, match="Migrate it there"):
+        await plan_migration(flow.app, flow.steps, partition_count=9)
+    await move(flow, other.url)
+    assert [one.moved for one in await plan_move(flow.app, flow.steps, other.url)] == [True]

@@ -2,17 +2,15 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from harness import Recorder, eventually, inspecting, running
+from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.generations import Generation
-from runnel._redis.link import Endpoint, Link
 from runnel.admin import (
     begin_migration,
     describe_stream,
@@ -102,7 +100,8 @@ async def test_ids_grow_across_generations(flow: Flow) -> None:
     async with flow.app, inspecting(flow.app) as redis:
         ahead = 1 << 44  # the server's clock was ahead, and has been set back
         await flow.send()
-        await redis.link.call("XADD", flow.steps.keys.log(0), f"{ahead}-5", "data", "{}")
+        log = flow.steps.keys.log(0)
+        await redis.link.at(log).call("XADD", log, f"{ahead}-5", "data", "{}")
         await flow.migrate(7)
         ids = await flow.steps.send(Step(key="key-1", number=0))
         assert int(ids[0].partition("-")[0]) >= ahead
@@ -156,7 +155,7 @@ async def test_purged_partitions_are_gone_and_their_seals_stay(flow: Flow) -> No
                 pass
         for _ in range(2):  # it may have been interrupted the first time
             await purge_generations(flow.app, flow.steps)
-        assert [await redis.link.call("EXISTS", old.log(p)) for p in range(4)] == [0] * 4
+        assert [await redis.link.at(old.log(p)).call("EXISTS", old.log(p)) for p in range(4)] == [0] * 4
         assert [one.generation for one in (await describe_stream(flow.app, flow.steps)).generations] == [1]
         await late.steps.send(Step(key="late", number=2))  # its producer was at the old ones until now
         assert late.steps.generation.number == 1
@@ -244,9 +243,9 @@ async def test_a_migration_that_is_cut_off_anywhere_is_seen_through_by_producers
             await flow.migrate(4, slot_groups=2)
             await flow.send(2)
             plan = await plan_migration(flow.app, flow.steps, partition_count=7)
-            cut = _CutOff(flow.app.endpoint, calls)
+            left = [calls]
             with monkeypatch.context() as patched:
-                patched.setattr("runnel.admin.migration.connected", lambda _, cut=cut: _as_context(cut))
+                patched.setattr("runnel.admin.migration.connected", lambda app, left=left: cut_off(app.endpoint, left))
                 try:
                     await begin_migration(flow.app, flow.steps, plan)
                     done = True
@@ -265,28 +264,6 @@ async def test_a_migration_that_is_cut_off_anywhere_is_seen_through_by_producers
             break
         calls += 1
     assert calls > 6
-
-
-class _CutOff(Link):
-    """Carries so many commands, and no more."""
-
-    def __init__(self, endpoint: Endpoint, calls: int) -> None:
-        super().__init__(endpoint)
-        self._left = calls
-
-    async def call(self, *command: Any, timeout: float = 5.0) -> Any:
-        if self._left == 0:
-            raise RedisUnavailable("cut off")
-        self._left -= 1
-        return await super().call(*command, timeout=timeout)
-
-
-@asynccontextmanager
-async def _as_context(link: Link) -> AsyncIterator[Link]:
-    try:
-        yield link
-    finally:
-        await link.close()
 
 
 async def test_two_migrations_to_the_same_division_are_one(flow: Flow) -> None:

@@ -3,15 +3,14 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Recorder, eventually, inspecting, running
+from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Endpoint
 from runnel.admin import begin_migration, list_dead_letters, move_stream, pause_processor, plan_migration, plan_move
 from runnel.errors import MigrationConflict, MoveFailed, RedisUnavailable, StreamMoved
 from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, StreamLeft
@@ -140,14 +139,10 @@ async def test_a_move_that_is_cut_off_anywhere_is_finished_by_the_next_one(
                 await flow.send(1)
                 await flow.has(1)
             await flow.send(2)
-            budget = _Budget(calls)
+            left = [calls]
             with monkeypatch.context() as patched:
-                patched.setattr(
-                    "runnel.admin.moving.connected", lambda app, b=budget: _as_context(_Metered(app.endpoint, b))
-                )
-                patched.setattr(
-                    "runnel.admin.moving._connected_to", lambda endpoint, b=budget: _as_context(_Metered(endpoint, b))
-                )
+                patched.setattr("runnel.admin.moving.connected", lambda app, left=left: cut_off(app.endpoint, left))
+                patched.setattr("runnel.admin.moving._connected_to", lambda to, left=left: cut_off(to, left))
                 try:
                     await move(flow, other.url)
                     done = True
@@ -177,33 +172,6 @@ async def _until_moved(flow: Flow) -> None:
         number += 1
 
 
-class _Budget:
-    def __init__(self, calls: int) -> None:
-        self.calls = calls
-
-
-class _Metered(Link):
-    """Carries as many commands as are left in a budget."""
-
-    def __init__(self, endpoint: Endpoint, budget: _Budget) -> None:
-        super().__init__(endpoint)
-        self._budget = budget
-
-    async def call(self, *command: Any, timeout: float = 5.0) -> Any:
-        if self._budget.calls == 0:
-            raise RedisUnavailable("cut off")
-        self._budget.calls -= 1
-        return await super().call(*command, timeout=timeout)
-
-
-@asynccontextmanager
-async def _as_context(link: Link) -> AsyncIterator[Link]:
-    try:
-        yield link
-    finally:
-        await link.close()
-
-
 async def test_what_another_server_has_already_is_not_touched(flow: Flow, other: EmbeddedServer) -> None:
     theirs = Flow(flow.app.name, other.url)
     async with theirs.app, inspecting(theirs.app) as redis:
@@ -221,7 +189,7 @@ async def test_a_stream_is_moved_to_one_place_only(flow: Flow, other: EmbeddedSe
     await anext(moving)
     await moving.aclose()
     with pytest.raises(MigrationConflict, match="is being moved to"):
-        await move(flow, "redis://127.0.0.1:1")
+        await move(flow, f"{other.url}/1")
     with pytest.raises(MigrationConflict, match="Migrate it there"):
         await plan_migration(flow.app, flow.steps, partition_count=9)
     await move(flow, other.url)

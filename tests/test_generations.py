@@ -137,3 +137,24 @@ def test_the_metadata_say_which_generations_there_are_and_who_is_where() -> None
     assert found.after(Generation(10, 10, 1)) == Generation(11, 11, 1)
     assert found.newest == Generation(13, 6, 3)
     assert found.moving == "redis://host/0"
+
+
+@pytest.mark.parametrize(
+    ("now", "asked", "primaries", "then"),
+    [
+        ((4, 1), (7, None), 1, (7, 1)),
+        ((4, 2), (7, None), 1, (7, 2)),  # somebody has asked for them
+        ((12, 12), (6, None), 3, (6, 6)),
+        ((12, 12), (24, None), 6, (24, 24)),
+        ((12, 12), (7, None), 3, (7, 6)),
+        ((16, 1), (16, None), 3, (16, 12)),  # it was moved to a cluster
+        ((12, 12), (None, None), 6, (12, 12)),
+        ((12, 12), (None, 3), 3, (12, 3)),
+    ],
+)
+def test_a_stream_that_is_divided_anew_is_spread_over_the_servers_as_a_new_one(
+    now: tuple[int, int], asked: tuple[int | None, int | None], primaries: int, then: tuple[int, int]
+) -> None:
+    anew = Generation(3, *now).divided_anew(*asked, primaries=primaries)
+    assert anew == Generation(4, *then)
+    assert Generation(4, *then).divided_anew(*asked, primaries=primaries) == Generation(5, *then), "again: the same"

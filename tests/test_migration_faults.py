@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from history import Effect, read_history
-from runnel.server import EmbeddedServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
 
@@ -109,13 +108,13 @@ async def until(condition: "object", what: str, seconds: float = 40.0) -> None:
         await asyncio.sleep(0.2)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "topology"), [(1, "single"), (2, "cluster")], indirect=["topology"])
 async def test_whoever_is_killed_while_a_stream_is_divided_anew_nothing_is_lost_doubled_or_disordered(
-    seed: int, app_name: str, server: EmbeddedServer, tmp_path: Path
+    seed: int, app_name: str, redis_url: str, tmp_path: Path
 ) -> None:
     chance = random.Random(seed)
     environment = os.environ | {
-        "RUNNEL_REDIS_URL": server.url,
+        "RUNNEL_REDIS_URL": redis_url,
         "TEST_APP": app_name,
         "TEST_HISTORY": str(tmp_path / "history"),
         "TEST_CONFIRMED": str(tmp_path / "confirmed"),

@@ -11,11 +11,21 @@ import pytest
 from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
 from runnel._redis.link import Endpoint
-from runnel.admin import begin_migration, list_dead_letters, move_stream, pause_processor, plan_migration, plan_move
+from runnel.admin import (
+    begin_migration,
+    describe_stream,
+    list_dead_letters,
+    move_stream,
+    pause_processor,
+    plan_migration,
+    plan_move,
+    resume_processor,
+)
 from runnel.errors import MigrationConflict, MoveFailed, RedisUnavailable, StreamMoved
 from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, StreamLeft
 from runnel.middleware import DeadLetterMiddleware
 from runnel.server import EmbeddedServer
+from topologies import Cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +83,7 @@ async def move(flow: Flow, to: str) -> list[str]:
     return [f"{moved.stream}: {moved.step}" async for moved in move_stream(flow.app, flow.steps, to)]
 
 
+@pytest.mark.everywhere
 async def test_a_stream_goes_on_at_another_server_where_it_was(flow: Flow, other: EmbeddedServer) -> None:
     """With positions, dead letters, an earlier generation and a backlog, while a worker and a producer run."""
     async with running(flow.app):
@@ -94,10 +105,10 @@ async def test_a_stream_goes_on_at_another_server_where_it_was(flow: Flow, other
         async with running(flow.app):
             pass
     new = Flow(flow.app.name, other.url, flow.seen)
-    async with new.app, inspecting(new.app) as redis:
+    async with new.app:
         assert len(await list_dead_letters(new.app, new.steps)) == KEYS
         await new.send(4)
-        await redis.link.call("DEL", new.steps.keys.control("record").parked)  # the pause came along
+        await resume_processor(new.app, "record")  # the pause came along
         async with running(new.app):
             await new.has(4)
         assert not [
@@ -106,20 +117,47 @@ async def test_a_stream_goes_on_at_another_server_where_it_was(flow: Flow, other
     assert await move(flow, other.url) == []
 
 
+async def test_a_stream_that_is_moved_from_one_server_to_a_cluster_is_spread_over_it_then(
+    flow: Flow, cluster: Cluster
+) -> None:
+    async with running(flow.app):
+        await flow.send(1, bad=True)
+        await flow.has(1)
+        await flow.send(2)
+        await move(flow, cluster.url)
+    new = Flow(flow.app.name, cluster.url, flow.seen)
+    async with new.app, running(new.app):
+        await new.send(3)
+        await new.has(3)
+        plan = await plan_migration(new.app, new.steps, partition_count=12)
+        assert (plan.before.slot_groups, plan.after.slot_groups) == (1, 12)
+        sending = asyncio.create_task(new.send(4))
+        await begin_migration(new.app, new.steps, plan)
+        await sending
+        await new.send(5)
+        await new.has(5)
+        described = (await describe_stream(new.app, new.steps)).generations[-1]
+        assert len({cluster.primary_of(one.slot).url for one in described.partitions}) == 3
+        assert len(await list_dead_letters(new.app, new.steps)) == KEYS
+
+
+@pytest.mark.everywhere
 async def test_the_copy_is_the_same_to_the_id_and_the_count(flow: Flow, other: EmbeddedServer) -> None:
     async with inspecting(flow.app) as redis:
         for number in range(1, 4):
             await flow.send(number)
         keys = flow.steps.keys
         first = (await redis.entries(flow.steps, 0))[0][0]
-        await redis.link.call("XDEL", keys.log(0), first)
-        await redis.link.call("XTRIM", keys.log(1), "MAXLEN", 0)
+        await redis.link.at(keys.log(0)).call("XDEL", keys.log(0), first)
+        await redis.link.at(keys.log(1)).call("XTRIM", keys.log(1), "MAXLEN", 0)
         await move(flow, other.url)
         target = Endpoint(other.url).link()
         for partition in range(4):
             log = keys.log(partition)
-            assert await target.call("XRANGE", log, "-", "+") == await redis.link.call("XRANGE", log, "-", "+")
-            there, here = [await link.call("XINFO", "STREAM", log) for link in (redis.link, target)]
+            lines = (redis.link.at(log), target.at(log))
+            there, here = [await line.call("XRANGE", log, "-", "+") for line in lines]
+            assert there == here
+            there, here = [await line.call("XINFO", "STREAM", log) for line in lines]
             assert [there[i : i + 2] for i in range(0, len(there), 2) if b"radix" not in there[i]] == [
                 here[i : i + 2] for i in range(0, len(here), 2) if b"radix" not in here[i]
             ]
@@ -161,6 +199,12 @@ async def test_a_move_that_is_cut_off_anywhere_is_finished_by_the_next_one(
     assert calls > 40
 
 
+async def other_metadata(flow: Flow, name: str) -> str:
+    """A field of the metadata of the stream, on the server of a flow."""
+    async with inspecting(flow.app) as redis:
+        return (await redis.link.call("HGET", flow.steps.keys.metadata, name)).decode()
+
+
 async def _until_moved(flow: Flow) -> None:
     """A producer of the old server waits while the stream is on its way, and then learns where it is."""
     number = 100
@@ -180,6 +224,27 @@ async def test_what_another_server_has_already_is_not_touched(flow: Flow, other:
         with pytest.raises(MoveFailed, match='has a stream "steps"'):
             await move(flow, other.url)
         assert sum([len(await redis.entries(theirs.steps, partition)) for partition in range(4)]) == KEYS
+
+
+async def test_what_is_in_use_on_the_other_server_already_is_not_copied_again(
+    flow: Flow, other: EmbeddedServer
+) -> None:
+    """1 All has come. 2 Who moves it is killed before it says so here. 3 It is used there. 4 It moves again: boom."""
+    async with running(flow.app):
+        await flow.send(1)
+        await flow.has(1)
+    await move(flow, other.url)
+    new = Flow(flow.app.name, other.url, flow.seen)
+    async with new.app, running(new.app), inspecting(flow.app) as redis:
+        await new.send(2)
+        await new.has(2)
+        stored = flow.steps.keys.metadata
+        number = await other_metadata(new, "came")
+        await redis.link.call("HDEL", stored, "moved")
+        await redis.link.call("HSET", stored, "moving", f"{number}|{other.url}")
+        assert await move(flow, other.url) == ["steps: sealed", "steps: moved"]
+        await new.send(3)
+        await new.has(3)
 
 
 async def test_a_stream_is_moved_to_one_place_only(flow: Flow, other: EmbeddedServer) -> None:

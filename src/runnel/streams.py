@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from runnel._core.generations import Generation, Generations
 from runnel._core.routing import hasher_name, partition_of
 from runnel._core.slots import slot_groups_for
+from runnel._redis.durability import confirmation
 from runnel._redis.generations import see_through
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
@@ -284,7 +285,7 @@ class Stream(Generic[R]):
         generations = Generations.of(stored)
         self._check_place(generations)
         if generations.following is not None:
-            generations = await see_through(link, self.keys)
+            generations = await see_through(link, self.keys, confirmation(self.options.durability))
         self._adopt(generations.current)
         return generations
 

@@ -7,6 +7,8 @@ one instant, and which a processor begins when it has processed all that is in t
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from runnel._core.slots import slot_groups_for
+
 __all__ = ["Generation", "Generations"]
 
 EARLIER = "was:"
@@ -28,6 +30,25 @@ class Generation:
     def division(self) -> str:
         """How it is divided, as the metadata remember it."""
         return f"{self.partition_count}|{self.slot_groups}"
+
+    def divided_anew(self, partition_count: int | None, slot_groups: int | None, *, primaries: int) -> "Generation":
+        """The one to come after this.
+
+        Arguments:
+            partition_count: ``None`` for as many as in this one.
+            slot_groups: ``None`` for as many as in this one, or as a new stream with ``partition_count``, if that is
+                given, would have, if that is more.
+            primaries: servers that events are sent to.
+        """
+        count, groups = partition_count, slot_groups
+        if count is None:
+            count = self.partition_count
+        if groups is None:
+            groups = self.slot_groups
+            if partition_count is not None:
+                usual = slot_groups_for(primaries, count)
+                groups = max(groups, usual) if groups <= count else usual
+        return Generation(self.number + 1, count, groups)
 
     @classmethod
     def divided(cls, number: int, division: str) -> "Generation":

@@ -1,12 +1,13 @@
 """Copying what one server holds of a stream to another one. Nobody appends, and nobody processes, meanwhile.
 
-All of it may be repeated: it goes on behind what is there.
+All of it may be repeated: it goes on behind what is there. Entries and positions are confirmed as the stream asks for.
 """
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from runnel._core.generations import Generation
+from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.queries import entries
@@ -30,7 +31,7 @@ SCANNED = 1_000
 """Keys looked at by one SCAN."""
 
 
-async def copy_log(source: Link, target: Link, keys: StreamKeys, partition: int) -> int:
+async def copy_log(source: Link, target: Link, keys: StreamKeys, partition: int, confirm: Confirmation) -> int:
     """Copy the entries of a partition with their ids, and the numbers that the log counts by. Returns how many."""
     log = keys.log(partition)
     there = await _describe(source, log)
@@ -50,11 +51,14 @@ async def copy_log(source: Link, target: Link, keys: StreamKeys, partition: int)
     await target.at(log).call(
         *("XSETID", log, there[b"last-generated-id"]),
         *("ENTRIESADDED", there[b"entries-added"], "MAXDELETEDID", there[b"max-deleted-entry-id"]),
+        confirm=confirm,
     )
     return copied
 
 
-async def copy_positions(source: Link, target: Link, keys: StreamKeys, generation: Generation) -> None:
+async def copy_positions(
+    source: Link, target: Link, keys: StreamKeys, generation: Generation, confirm: Confirmation
+) -> None:
     """Copy who is registered, the positions, and their mirrors in consumer groups."""
     for slot_group in range(keys.slot_groups):
         registered = keys.registered(slot_group)
@@ -64,7 +68,7 @@ async def copy_positions(source: Link, target: Link, keys: StreamKeys, generatio
             flat = await source.at(positions).call("HGETALL", positions)
             if not flat:
                 continue
-            await target.at(positions).call("HSET", positions, *flat)
+            await target.at(positions).call("HSET", positions, *flat, confirm=confirm)
             stored = dict(zip(flat[::2], flat[1::2], strict=True))
             for partition in range(generation.partition_count):
                 if keys.slot_group(partition) == slot_group and (value := stored.get(b"%d" % partition)):

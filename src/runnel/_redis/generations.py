@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from runnel._core.entry_ids import BEGINNING, parse
 from runnel._core.generations import BEGUN, Generation, Generations
+from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.queries import metadata
@@ -47,15 +48,22 @@ async def propose(link: Link, keys: StreamKeys, following: Generation) -> bool:
     return bool(await _propose(link, (keys.metadata,), (following.number - 1, following.division)))
 
 
-async def see_through(link: Link, keys: StreamKeys) -> Generations:
+async def see_through(link: Link, keys: StreamKeys, confirm: Confirmation = PRIMARY) -> Generations:
     """Let producers go over to the generation that was proposed, if one was.
 
     1. Seal every slot group of the old one. Of each, this is one instant for all producers: what is behind it in
-       time is refused, so it cannot come in front of what is sent to the new generation.
+       time is refused, so it cannot come in front of what is sent to the new generation. A seal that a fail-over
+       loses lets a producer that does not know of it yet append where nobody looks any more, so it is confirmed as
+       the stream's events are.
     2. Lay out the new one. Nothing is trimmed there that a processor of the old one has not processed. Its ids are
        above all of the old one: they grow for every key, and partition and id name one event of the stream.
     3. Name the new one. Until then producers that were refused wait, or do this themselves: whoever proposed it may
        have been killed.
+
+    Arguments:
+        link: to the servers.
+        keys: of the stream.
+        confirm: where the seals must be stored.
 
     Returns:
         The generations after that.
@@ -70,7 +78,7 @@ async def see_through(link: Link, keys: StreamKeys) -> Generations:
         registered, highest = set[bytes](), BEGINNING
         for slot_group, logs in _logs(old, generations.current):
             names = (old.sealed(slot_group), old.registered(slot_group), *logs)
-            there, last = await _seal(link, names, (generations.following.number,))  # 1
+            there, last = await _seal(link, names, (generations.following.number,), confirm=confirm)  # 1
             registered.update(there)
             highest = max(highest, last, key=parse)
         for slot_group, logs in _logs(new, generations.following):
@@ -78,7 +86,7 @@ async def see_through(link: Link, keys: StreamKeys) -> Generations:
         await _succeed(link, (keys.metadata,), (generations.current.number,))  # 3
 
 
-async def leave(link: Link, keys: StreamKeys, address: str, number: str) -> str:
+async def leave(link: Link, keys: StreamKeys, address: str, number: str, confirm: Confirmation) -> str:
     """Declare that a stream is moved to another server, and let it take nothing here any more.
 
     Returns:
@@ -87,16 +95,17 @@ async def leave(link: Link, keys: StreamKeys, address: str, number: str) -> str:
     Raises:
         MigrationConflict: it is being moved to another address already.
     """
-    await see_through(link, keys)
+    await see_through(link, keys, confirm)
     line = link.at(keys.metadata)
     await line.call("HSETNX", keys.metadata, "moving", f"{number}|{address}")
     declared, _, to = (await line.call("HGET", keys.metadata, "moving")).decode().partition("|")
     if to != address:
         raise MigrationConflict(f'"{keys.stream}" is being moved to {to} already. Finish that first.')
-    generations = await see_through(link, keys)
+    generations = await see_through(link, keys, confirm)
     current = StreamKeys.of(keys.app, keys.stream, generations.current)
     for slot_group, logs in _logs(current, generations.current):
-        await _seal(link, (current.sealed(slot_group), current.registered(slot_group), *logs), ("moved",))
+        names = (current.sealed(slot_group), current.registered(slot_group), *logs)
+        await _seal(link, names, ("moved",), confirm=confirm)
     return str(declared)
 
 
@@ -134,10 +143,12 @@ async def arrive(link: Link, keys: StreamKeys, stored: Mapping[str, str], number
     return left
 
 
-async def settle(source: Link, target: Link, keys: StreamKeys, number: str, address: str) -> None:
+async def settle(
+    source: Link, target: Link, keys: StreamKeys, number: str, address: str, confirm: Confirmation
+) -> None:
     """Let the stream be used on the other server, and be known to be there on this one."""
     name = keys.metadata
-    await target.at(name).call("HSET", name, "came", number)
+    await target.at(name).call("HSET", name, "came", number, confirm=confirm)
     await target.at(name).call("HDEL", name, "arriving")
     await source.at(name).call("HSET", name, "moved", address)
     await source.at(name).call("HDEL", name, "moving")

@@ -8,6 +8,7 @@ from typing import Any
 from runnel._core.generations import Generation, Generations
 from runnel._redis import generations as steps
 from runnel._redis import queries, scripts
+from runnel._redis.durability import confirmation
 from runnel._redis.groups import group_state
 from runnel._redis.link import Link
 from runnel.admin.access import connected
@@ -81,7 +82,9 @@ async def plan_migration(
         app: the app.
         stream: what to divide.
         partition_count: how many partitions it shall have; ``None`` for as many as it has.
-        slot_groups: over how many slot groups they shall be spread; ``None`` for as many as now.
+        slot_groups: over how many slot groups they shall be spread; ``None`` for as many as now, or as a new stream
+            with a ``partition_count`` that is given would have on these servers if that is more.
+            Where both are ``None``, and somebody has begun to divide it, that is gone on with.
 
     Raises:
         UnusedStream: it was never used, so that its declaration counts.
@@ -93,11 +96,9 @@ async def plan_migration(
     async with connected(app) as link:
         generations = await _generations(link, stream)
         current = generations.current
-        after = Generation(
-            current.number + 1,
-            current.partition_count if partition_count is None else partition_count,
-            current.slot_groups if slot_groups is None else slot_groups,
-        )
+        after = generations.following
+        if after is None or partition_count is not None or slot_groups is not None:
+            after = current.divided_anew(partition_count, slot_groups, primaries=len(await link.endpoint.primaries()))
         if not 1 <= after.partition_count <= MOST_PARTITIONS:
             raise ConfigurationError(f"A stream has 1 to {MOST_PARTITIONS} partitions, not {after.partition_count}.")
         if not 1 <= after.slot_groups <= after.partition_count:
@@ -131,7 +132,7 @@ async def begin_migration(app: App, stream: Stream[Any], migration: Migration) -
             generations = await _generations(link, stream)
             if generations.newest != migration.after and migration.after not in generations.existing:
                 raise _conflict(stream, generations)
-        generations = await steps.see_through(link, stream.keys)
+        generations = await steps.see_through(link, stream.keys, confirmation(stream.options.durability))
         for generation in generations.existing:
             for name in await queries.registered_processors(link, stream.keys_of(generation)):
                 await queries.publish(link, stream.keys_of(generation).control(name), queries.SEALED)

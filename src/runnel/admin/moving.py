@@ -10,6 +10,7 @@ from uuid import uuid4
 from runnel._core.generations import Generation, Generations
 from runnel._redis import copying, queries
 from runnel._redis import generations as steps
+from runnel._redis.durability import confirmation
 from runnel._redis.groups import group_state
 from runnel._redis.link import Endpoint, Link
 from runnel._redis.topology import endpoint_for
@@ -105,7 +106,8 @@ async def _move(source: Link, target: Link, stream: Stream[Any], address: str) -
     generations = await stream.check(source)
     if generations is None or generations.moved:
         return
-    number = await steps.leave(source, stream.keys, address, uuid4().hex)  # 1
+    confirm = confirmation(stream.options.durability)
+    number = await steps.leave(source, stream.keys, address, uuid4().hex, confirm)  # 1
     yield Moved(stream.name, "sealed")
     stored = await queries.metadata(source, stream.keys)
     generations = await stream.check(source)
@@ -121,7 +123,7 @@ async def _move(source: Link, target: Link, stream: Stream[Any], address: str) -
     if await steps.arrive(target, stream.keys, stored, number):
         async for moved in _copy(source, target, stream, generations, names, address):  # 3, 4
             yield moved
-    await steps.settle(source, target, stream.keys, number, address)  # 5
+    await steps.settle(source, target, stream.keys, number, address, confirm)  # 5
     yield Moved(stream.name, "moved")
 
 
@@ -129,13 +131,13 @@ async def _copy(
     source: Link, target: Link, stream: Stream[Any], generations: Generations, names: list[str], address: str
 ) -> AsyncIterator[Moved]:
     """Copy everything, and compare."""
-    existing = generations.existing
+    existing, confirm = generations.existing, confirmation(stream.options.durability)
     for generation in existing:
         keys = stream.keys_of(generation)
         for partition in range(generation.partition_count):
-            if copied := await copying.copy_log(source, target, keys, partition):
+            if copied := await copying.copy_log(source, target, keys, partition, confirm):
                 yield Moved(stream.name, f"copied {copied} events of partition {partition}")
-        await copying.copy_positions(source, target, keys, generation)
+        await copying.copy_positions(source, target, keys, generation, confirm)
         for name in names:
             await copying.copy_pause(source, target, keys, name)
     for generation in generations.earlier:

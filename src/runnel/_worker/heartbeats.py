@@ -179,16 +179,17 @@ class Heartbeats:
         """Heartbeat for these seats, with as few subscribed connections as there can be."""
         self._holders += holders
         by_channel = {holder.channel: holder for holder in holders}
-        tasks = [
-            asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
-            for channels in self._endpoint.together(by_channel)
-        ]
-        for holder in holders:
-            tasks.append(asyncio.create_task(self._beat(self._link, holder)))
+        own: dict[str, list[asyncio.Task[None]]] = {channel: [] for channel in by_channel}
+        tasks: list[asyncio.Task[None]] = []
+        for channels in self._endpoint.together(by_channel):
+            listening = asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
+            (tasks if len(channels) > 1 else own[channels[0]]).append(listening)
+        for channel, holder in by_channel.items():
             if holder.in_progress is not None:
-                tasks.append(asyncio.create_task(self._note_slow(self._notes, holder)))
+                own[channel].append(asyncio.create_task(self._note_slow(self._notes, holder)))
             if holder.watch is not None:
-                tasks.append(asyncio.create_task(holder.watch(self._notes)))
+                own[channel].append(asyncio.create_task(holder.watch(self._notes)))
+            tasks += [*own[channel], asyncio.create_task(self._beat(self._link, holder, own[channel]))]
         for task in tasks:
             task.add_done_callback(self._task_ended)
         self._tasks += tasks
@@ -198,8 +199,8 @@ class Heartbeats:
             with suppress(RuntimeError):  # the worker's loop is closed already
                 self._worker_loop.call_soon_threadsafe(self._failed, error)
 
-    async def _beat(self, link: Link, holder: Holder) -> None:
-        """Heartbeat for one seat, for ever.
+    async def _beat(self, link: Link, holder: Holder, others: Sequence[asyncio.Task[None]]) -> None:
+        """Heartbeat for one seat, for as long as the worker has it.
 
         1. Tell the coordinator what was released.
         2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
@@ -207,7 +208,7 @@ class Heartbeats:
         3. Hand the answer to the worker's loop.
         4. Sleep until the next is due, or somebody wakes us. After an answer that was late, the next is due at once: it
            counts from now.
-        5. The seat is given up while the worker goes on: leave.
+        5. The seat is given up while the worker goes on: leave, and end the other tasks that it has for itself.
         """
         while not holder.retired:
             holder.wake.clear()
@@ -266,6 +267,8 @@ class Heartbeats:
         with suppress(RunnelError):
             await patiently("heartbeat", leave, self._instruments, limit=LEAVE_TIMEOUT)  # 5
         holder.joined = False
+        for task in others:
+            task.cancel()
 
     async def _note_slow(self, link: Link, holder: Holder) -> None:
         """Let operators see which events take long. On this thread, because they may be blocking the other."""

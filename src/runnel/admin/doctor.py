@@ -97,6 +97,11 @@ async def _stream(link: Link, app: App, stream: Stream[Any], called: Mapping[str
             return []  # never used
     except MetadataMismatch as error:
         return [Finding(str(error), "Until then, nothing can be said about its processors.")]
+    if address := generations.moved or generations.moving:
+        cure = "Use that server: redis_url in App(...), RUNNEL_REDIS_URL, or --redis-url."
+        if not generations.moved:
+            cure = "If nobody moves it any more, finish that: runnel stream migrate with --to and --execute."
+        return [Finding(f'The stream "{stream.name}" is moved to {address}.', cure)]
     found = []
     declared = [name for name, processor in app.processors.items() if processor.stream is stream]
     for name in await queries.registered_processors(link, stream.keys):

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from runnel._core.generations import Generation, Generations
+from runnel._core.slots import slot_groups_for
 from runnel._redis import copying, queries
 from runnel._redis import generations as steps
 from runnel._redis.durability import confirmation
@@ -39,6 +40,8 @@ class Move:
         processors: that are registered.
         workers: that run them now, and will stop to.
         moved: whether it is there already.
+        slot_groups: of the generation in use; it keeps them.
+        usual: slot groups that a new stream would have there.
     """
 
     stream: str
@@ -47,6 +50,8 @@ class Move:
     processors: tuple[str, ...]
     workers: tuple[str, ...]
     moved: bool
+    slot_groups: int
+    usual: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,17 @@ async def _plan(link: Link, stream: Stream[Any], endpoint: Endpoint) -> Move:
         keys = stream.keys_of(generation)
         entries += sum([await queries.length(link, keys, partition) for partition in range(generation.partition_count)])
     workers = await _workers(link, stream, existing, names)
-    return Move(stream.name, endpoint.safe_url, entries, tuple(names), tuple(workers), bool(generations.moved))
+    current = generations.current
+    return Move(
+        stream.name,
+        endpoint.safe_url,
+        entries,
+        tuple(names),
+        tuple(workers),
+        bool(generations.moved),
+        current.slot_groups,
+        slot_groups_for(len(await endpoint.primaries()), current.partition_count),
+    )
 
 
 async def _workers(link: Link, stream: Stream[Any], generations: tuple[Generation, ...], names: list[str]) -> list[str]:

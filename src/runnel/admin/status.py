@@ -113,7 +113,7 @@ class ProcessorStatus:
         paused_by: user and machine.
         members: its workers, in the order in which they came.
         partitions: of the stream; empty if nothing was sent yet and no worker has run.
-        rate: events per second; ``None`` at the first look.
+        rate: events per second; ``None`` at the first look, and at the first one at a generation.
         generation: of the stream, to which the partitions belong.
         later: events that wait in later generations, until those in this one are processed.
     """
@@ -152,11 +152,19 @@ class ProcessorStatus:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """A stream: its partitions, the entries there are; ``None`` if nothing was sent yet and no worker has run."""
+    """A stream.
+
+    Attributes:
+        name: its name.
+        partition_count: of the generation in use.
+        entries: that there are, in all generations; ``None`` if nothing was sent yet and no worker has run.
+        moved: address of the server that it was moved to, or is being moved to; else empty.
+    """
 
     name: str
     partition_count: int
     entries: int | None
+    moved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +225,7 @@ def _with_rates(earlier: Status, later: Status) -> Status:
     processors = []
     for processor in later.processors:
         previous = before.get((processor.name, processor.stream))
-        if previous is None or seconds <= 0:
+        if previous is None or previous.generation != processor.generation or seconds <= 0:
             processors.append(processor)
             continue
         # A position that was moved back is no negative work.
@@ -243,9 +251,12 @@ async def _status(link: Link, app: App) -> Status:
         exists = await stream.check(link)
         registered = await queries.registered_processors(link, stream.keys) if exists else []
         entries: int | None = None
-        if exists:
-            entries = sum([await queries.length(link, stream.keys, p) for p in range(stream.partition_count)])
-        streams.append(StreamStatus(name, stream.partition_count, entries))
+        for one in () if exists is None else exists.existing:
+            keys = stream.keys_of(one)
+            lengths = [await queries.length(link, keys, p) for p in range(one.partition_count)]
+            entries = sum(lengths, entries or 0)
+        moved = "" if exists is None else exists.moved or exists.moving
+        streams.append(StreamStatus(name, stream.partition_count, entries, moved))
         names = [*declared, *(other for other in registered if other not in declared)]
         processors += [await look_at(link, stream, one, exists, declared=one in declared) for one in names]
     version = await queries.server_version(link)

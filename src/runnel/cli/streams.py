@@ -1,5 +1,6 @@
 """``runnel stream``: how a stream is laid out, and laying it out anew."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -87,18 +88,21 @@ def migrate(
     stream: StreamTarget,
     partitions: Annotated[int | None, typer.Option(help="How many partitions it shall have.")] = None,
     slot_groups: Annotated[
-        int | None, typer.Option("--slot-groups", help="Over how many slot groups they shall be spread.")
+        int | None,
+        typer.Option(
+            "--slot-groups", help="Over how many slot groups they shall be spread; of use on a Redis Cluster."
+        ),
     ] = None,
     to: Annotated[str | None, typer.Option("--to", help="URL of another server, to move the stream there.")] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait until all processors have gone over to them.")
+        bool, typer.Option("--wait/--no-wait", help="Wait until all processors have gone over to the new partitions.")
     ] = True,
     purge: Annotated[bool, typer.Option("--purge", help="Remove the old partitions when they are processed.")] = False,
     execute: Execute = False,
     as_json: AsJSON = False,
     redis_url: RedisURL = None,
 ) -> None:
-    """Divide a stream anew. Shows what would happen; --execute does it.
+    """Divide a stream anew, or move it to another server. Shows what would happen; --execute does it.
 
     Producers and workers go on meanwhile, and need no restart. The old partitions are sealed, and producers go over to
     the new ones; a processor begins those when it has processed all of the old ones, so every key keeps its order. What
@@ -124,6 +128,8 @@ def migrate(
             show_json(asdict(plan) | {"executed": False, "purged": []})
         elif plan.needed or (purge and plan.earlier):
             notes.print("Nothing was changed. Add --execute to do it.", markup=False)
+        elif partitions is None and slot_groups is None:
+            notes.print("Say what shall be different: --partitions, --slot-groups or --to.", markup=False)
         return
     purged = run(_execute(app, chosen, plan, wait=wait, purge=purge, quiet=as_json))
     if as_json:
@@ -134,11 +140,10 @@ def migrate(
     elif purge:
         notes.print("Nothing was removed.", markup=False)
     if plan.needed:
-        notes.print(
-            f"Done. Running producers and workers go on; say partition_count={plan.after.partition_count} in the code "
-            "when it is deployed the next time.",
-            markup=False,
-        )
+        count = plan.after.partition_count
+        say = f"; say partition_count={count} in the code when it is deployed the next time"
+        rest = "" if count == plan.before.partition_count else say
+        notes.print(f"Done. Running producers and workers go on{rest}.", markup=False)
 
 
 async def _execute(
@@ -147,10 +152,14 @@ async def _execute(
     await begin_migration(app, stream, plan)
     if wait:
         said = ""
-        async for left in watch_migration(app, stream):
-            if not quiet and (text := _progress(left)) != said:
-                said = text
-                notes.print(text, markup=False)
+        try:
+            async for left in watch_migration(app, stream):
+                if not quiet and (text := _progress(left)) != said:
+                    said = text
+                    notes.print(text, markup=False)
+        except asyncio.CancelledError:  # Ctrl-C
+            notes.print("It goes on without this command: run it again to see how far it is.", markup=False)
+            raise
     return [one.number for one in await purge_generations(app, stream)] if purge else []
 
 
@@ -173,6 +182,14 @@ def _move(app: App, stream: Stream[Any], to: str, *, execute: bool, as_json: boo
         notes.print("Nothing was changed. Add --execute to do it.", markup=False)
     else:
         notes.print("Done. Start producers and workers again with the new address.", markup=False)
+        for plan in plans:
+            if plan.slot_groups < plan.usual:
+                notes.print(
+                    f'"{plan.stream}" is in {number(plan.slot_groups, "slot group")} there, where a new stream would '
+                    f"have {plan.usual}. Spread it over the servers: runnel stream migrate with --slot-groups "
+                    f"{plan.usual}, there.",
+                    markup=False,
+                )
 
 
 async def _carry_out(app: App, stream: Stream[Any], to: str, *, quiet: bool) -> None:

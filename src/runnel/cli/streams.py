@@ -1,7 +1,8 @@
 """``runnel stream``: how a stream is laid out, and laying it out anew."""
 
 import asyncio
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,9 @@ from runnel.streams import Stream
 __all__ = ["stream_app"]
 
 stream_app = typer.Typer(no_args_is_help=True)
+
+SAY_AGAIN = 10.0
+"""Seconds after which it is said how far a migration is, although only numbers have changed."""
 
 StreamTarget = Annotated[str, typer.Argument(help="module:attribute of the stream, such as example:orders.")]
 
@@ -151,12 +155,14 @@ async def _execute(
 ) -> list[int]:
     await begin_migration(app, stream, plan)
     if wait:
-        said = ""
+        said: object = None
+        again = 0.0
         try:
             async for left in watch_migration(app, stream):
-                if not quiet and (text := _progress(left)) != said:
-                    said = text
-                    notes.print(text, markup=False)
+                reasons = [replace(one, events=0) for one in left]
+                if not quiet and (reasons != said or time.monotonic() >= again):
+                    said, again = reasons, time.monotonic() + SAY_AGAIN
+                    notes.print(_progress(left), markup=False)
         except asyncio.CancelledError:  # Ctrl-C
             notes.print("It goes on without this command: run it again to see how far it is.", markup=False)
             raise
@@ -182,22 +188,25 @@ def _move(app: App, stream: Stream[Any], to: str, *, execute: bool, as_json: boo
         notes.print("Nothing was changed. Add --execute to do it.", markup=False)
     else:
         notes.print("Done. Start producers and workers again with the new address.", markup=False)
-        for plan in plans:
-            if plan.slot_groups < plan.usual:
-                notes.print(
-                    f'"{plan.stream}" is in {number(plan.slot_groups, "slot group")} there, where a new stream would '
-                    f"have {plan.usual}. Spread it over the servers: runnel stream migrate with --slot-groups "
-                    f"{plan.usual}, there.",
-                    markup=False,
-                )
+        plan = plans[0]
+        if plan.slot_groups < plan.usual:
+            notes.print(
+                f"It is in {number(plan.slot_groups, 'slot group')} there, where a new stream would have {plan.usual}. "
+                f"To spread it over the servers, migrate it there with --slot-groups {plan.usual}.",
+                markup=False,
+            )
 
 
 async def _carry_out(app: App, stream: Stream[Any], to: str, *, quiet: bool) -> None:
     said = None
-    async for moved in move_stream(app, stream, to):
-        if not quiet and moved != said:
-            said = moved
-            notes.print(f"{moved.stream}: {moved.step}", markup=False)
+    try:
+        async for moved in move_stream(app, stream, to):
+            if not quiet and moved != said:
+                said = moved
+                notes.print(f"{moved.stream}: {moved.step}", markup=False)
+    except asyncio.CancelledError:  # Ctrl-C
+        notes.print("Not finished, and nothing can be sent until it is: run it again.", markup=False)
+        raise
 
 
 def _show_plan(plan: Migration) -> None:

@@ -224,6 +224,7 @@ async def test_what_another_server_has_already_is_not_touched(flow: Flow, other:
         with pytest.raises(MoveFailed, match='has a stream "steps"'):
             await move(flow, other.url)
         assert sum([len(await redis.entries(theirs.steps, partition)) for partition in range(4)]) == KEYS
+        await flow.send(2)  # here it goes on, as if nobody had asked
 
 
 async def test_what_is_in_use_on_the_other_server_already_is_not_copied_again(

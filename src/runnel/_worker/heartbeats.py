@@ -239,6 +239,7 @@ class Heartbeats:
                 if not holder.joined:
                     holder.joined, holder.evicted = True, False
                     self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
+                    self._sealed(holder)  # who is no member is not told
                 holder.epoch = beat.epoch
                 if beat.full:
                     holder.settled = beat.waiting == 0 and not beat.revoked
@@ -292,6 +293,7 @@ class Heartbeats:
                 await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)
                 for holder in by_channel.values():  # what was published while nobody listened is lost
                     holder.wake.set()
+                    self._sealed(holder)
                 with suppress(RunnelError):
                     while True:
                         channel, message = await listener.message()
@@ -299,10 +301,16 @@ class Heartbeats:
                         holder.wake.set()
                         if message == MOVED and holder.on_moved is not None:
                             self._worker_loop.call_soon_threadsafe(holder.on_moved)
-                        elif message == SEALED and holder.on_sealed is not None:
-                            self._worker_loop.call_soon_threadsafe(holder.on_sealed)
+                        elif message == SEALED:
+                            self._sealed(holder)
         finally:
             await listener.close()
+
+    def _sealed(self, holder: Holder) -> None:
+        """There is, or may be, another generation of the stream."""
+        if holder.on_sealed is not None:
+            with suppress(RuntimeError):  # the worker's loop is closed: it was aborted
+                self._worker_loop.call_soon_threadsafe(holder.on_sealed)
 
     # On the worker's loop
 

@@ -48,8 +48,10 @@ def other(server_binary: str | Path | None) -> Iterator[EmbeddedServer]:
 class Flow:
     """An app, and what its processor was given, on either server."""
 
-    def __init__(self, name: str, url: str, seen: dict[str, list[int]] | None = None) -> None:
-        self.app = App(name=name, redis_url=url, heartbeat_interval=0.1)
+    def __init__(
+        self, name: str, url: str, seen: dict[str, list[int]] | None = None, durability: str = "primary"
+    ) -> None:
+        self.app = App(name=name, redis_url=url, heartbeat_interval=0.1, durability=durability)
         self.steps = self.app.stream("steps", record=Step, partition_by="key", partition_count=4)
         self.dead_letter = DeadLetterMiddleware(source=self.steps)
         self.seen = defaultdict(list) if seen is None else seen
@@ -225,6 +227,26 @@ async def test_what_another_server_has_already_is_not_touched(flow: Flow, other:
             await move(flow, other.url)
         assert sum([len(await redis.entries(theirs.steps, partition)) for partition in range(4)]) == KEYS
         await flow.send(2)  # here it goes on, as if nobody had asked
+
+
+@pytest.mark.parametrize("topology", ["sentinel"], indirect=True)
+async def test_seals_and_copies_are_as_durable_as_the_events(
+    app_name: str, redis_url: str, other: EmbeddedServer, cluster: Cluster
+) -> None:
+    flow = Flow(app_name, redis_url, durability="replica")
+    async with flow.app, running(flow.app):
+        await flow.send(1)
+        await begin_migration(flow.app, flow.steps, await plan_migration(flow.app, flow.steps, partition_count=7))
+        await flow.send(2)
+        await flow.has(2)
+        with pytest.raises(MoveFailed, match=r'"steps" has durability="replica", and .* no replica'):
+            await move(flow, other.url)
+        await flow.send(3)  # nothing was sealed
+        await move(flow, cluster.url)
+    new = Flow(app_name, cluster.url, flow.seen, durability="replica")
+    async with new.app, running(new.app):
+        await new.send(4)
+        await new.has(4)
 
 
 async def test_what_is_in_use_on_the_other_server_already_is_not_copied_again(

@@ -20,7 +20,7 @@ from runnel.admin.dead_letters import sinks
 from runnel.admin.description import registered_in
 from runnel.admin.status import is_silent
 from runnel.app import App
-from runnel.errors import MoveFailed, UnusedStream
+from runnel.errors import MoveFailed, NotDurable, UnusedStream
 from runnel.streams import Stream
 
 __all__ = ["Move", "Moved", "move_stream", "plan_move"]
@@ -161,12 +161,21 @@ async def _look_there(source: Link, target: Link, streams: list[Stream[Any]]) ->
     """Make sure that all of them can be moved, before the first one is sealed.
 
     Raises:
-        MoveFailed: the other server has a stream of that name.
+        MoveFailed: the other server has a stream of that name, or cannot store it as its durability asks for.
+        ConfigurationError: likewise.
     """
     for stream in streams:
-        stored = await queries.metadata(source, stream.keys)
+        stored, durability = await queries.metadata(source, stream.keys), stream.options.durability
         if "moved" not in stored:
             await steps.vacant(target, stream.keys, stored.get("moving", "").partition("|")[0])
+            await queries.check_durability(target, stream.keys, durability)
+            try:
+                await target.at(stream.keys.metadata).call("PING", confirm=confirmation(durability))
+            except NotDurable as error:
+                raise MoveFailed(
+                    f'"{stream.name}" has durability="{durability}", and {target.endpoint.safe_url} cannot confirm it: '
+                    f"{error} Nothing was changed."
+                ) from error
 
 
 async def _together(link: Link, app: App, stream: Stream[Any]) -> list[Stream[Any]]:

@@ -11,6 +11,9 @@ import pytest
 from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.generations import Generation
+from runnel._redis.link import Listener
+from runnel._redis.scripts import Op, heartbeat
+from runnel._worker.member import seat
 from runnel.admin import (
     begin_migration,
     describe_stream,
@@ -155,6 +158,7 @@ async def test_purged_partitions_are_gone_and_their_seals_stay(flow: Flow) -> No
         old = late.steps.keys
         async with running(flow.app):
             await flow.send()
+            await eventually(lambda: flow.complete() and flow.seen["late"])
             await flow.migrate(7)
             async for _ in watch_migration(flow.app, flow.steps):
                 pass
@@ -166,6 +170,21 @@ async def test_purged_partitions_are_gone_and_their_seals_stay(flow: Flow) -> No
         assert late.steps.generation.number == 1
         async with running(flow.app):
             await eventually(lambda: flow.seen["late"] == [1, 2])
+
+
+async def test_what_a_processor_has_not_begun_whose_worker_has_just_joined_is_not_purged(flow: Flow) -> None:
+    """It is registered only when it is granted a partition."""
+    async with flow.app, inspecting(flow.app) as redis:
+        await flow.send()
+        joined = seat(flow.steps.keys.control("record"), "w", 4, flow.app.settings)
+        await flow.migrate(7)
+        listener = Listener(flow.app.endpoint)
+        await listener.subscribe((joined.keys.wake("w"),))
+        await heartbeat(redis.link, joined, Op.JOIN)
+        assert await purge_generations(flow.app, flow.steps) == []
+        await heartbeat(redis.link, joined, Op.LEAVE)
+        await listener.close()
+        assert [one.number for one in await purge_generations(flow.app, flow.steps)] == [0]
 
 
 async def test_nothing_is_trimmed_in_new_partitions_for_processors_that_are_still_in_the_old_ones(

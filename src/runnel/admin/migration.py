@@ -111,7 +111,9 @@ async def plan_migration(
         if after.division == current.division and generations.following is None:
             after = current
         earlier = tuple(one for one in generations.existing if one.number < after.number)
-        return Migration(stream.name, current, after, earlier, await _remaining(link, stream, generations, earlier))
+        return Migration(
+            stream.name, current, after, earlier, await _remaining(link, app, stream, generations, earlier)
+        )
 
 
 async def begin_migration(app: App, stream: Stream[Any], migration: Migration) -> None:
@@ -147,7 +149,7 @@ async def watch_migration(app: App, stream: Stream[Any]) -> AsyncIterator[tuple[
     async with connected(app) as link:
         while True:
             generations = await _generations(link, stream)
-            left = await _remaining(link, stream, generations, generations.existing[:-1])
+            left = await _remaining(link, app, stream, generations, generations.existing[:-1])
             yield left
             if not left:
                 return
@@ -166,7 +168,7 @@ async def purge_generations(app: App, stream: Stream[Any]) -> list[Generation]:
     purged = []
     async with connected(app) as link:
         generations = await _generations(link, stream)
-        left = await _remaining(link, stream, generations, generations.existing[:-1])
+        left = await _remaining(link, app, stream, generations, generations.existing[:-1])
         needed = min((one.generation for one in left), default=generations.current.number)
         for generation in generations.earlier:  # those that are gone already too: that may have been interrupted
             if generation.number < needed:
@@ -191,11 +193,16 @@ async def _generations(link: Link, stream: Stream[Any]) -> Generations:
 
 
 async def _remaining(
-    link: Link, stream: Stream[Any], generations: Generations, earlier: tuple[Generation, ...]
+    link: Link, app: App, stream: Stream[Any], generations: Generations, earlier: tuple[Generation, ...]
 ) -> tuple[Remaining, ...]:
-    """The processors that have something left in earlier generations, or whose workers are about to go on."""
+    """The processors that have something left in earlier generations, or whose workers are about to go on.
+
+    A processor of the app that is not registered there yet counts if it has workers: they have just begun.
+    """
     found = []
-    for name in await registered_in(link, stream, earlier):
+    registered = await registered_in(link, stream, earlier)
+    ours = [name for name, processor in app.processors.items() if processor.stream is stream]
+    for name in sorted({*registered, *ours}):
         at = generations.of_processor(stream.keys.group_name(name)).number
         for generation in (one for one in earlier if one.number >= at):
             keys = stream.keys_of(generation)
@@ -203,7 +210,7 @@ async def _remaining(
             events = sum([await waiting(link, keys, partition, one) for partition, one in looks.items()])
             group = await group_state(link, keys.control(name))
             alive = [member for member in group.members if not is_silent(member)]
-            if events or alive:
+            if alive or (events and name in registered):
                 found.append(
                     Remaining(
                         name,

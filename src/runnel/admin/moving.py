@@ -18,7 +18,6 @@ from runnel._redis.topology import endpoint_for
 from runnel.admin.access import connected
 from runnel.admin.dead_letters import sinks
 from runnel.admin.description import registered_in
-from runnel.admin.status import is_silent
 from runnel.app import App
 from runnel.errors import MoveFailed, NotDurable, UnusedStream
 from runnel.streams import Stream
@@ -207,12 +206,12 @@ async def _plan(link: Link, stream: Stream[Any], endpoint: Endpoint) -> Move:
 
 
 async def _workers(link: Link, stream: Stream[Any], generations: tuple[Generation, ...], names: list[str]) -> list[str]:
-    """Who still has a seat, and lives."""
+    """Who still has a seat, and may act on it: one whose connection is cut may, until its session has passed."""
     found: set[str] = set()
     for generation in generations:
         for name in names:
             group = await group_state(link, stream.keys_of(generation).control(name))
-            found.update(member.name for member in group.members if not is_silent(member))
+            found.update(member.name for member in group.members if member.silent <= member.session)
     return sorted(found)
 
 

@@ -25,12 +25,22 @@ from runnel.admin import (
     watch_migration,
 )
 from runnel.errors import MetadataMismatch, MigrationConflict, RedisUnavailable, StreamFull, UnusedStream
-from runnel.instruments import GenerationBegun, PartitionsPaused, StreamDividedAnew
+from runnel.instruments import (
+    GenerationBegun,
+    LogReplaced,
+    LossDetected,
+    PartitionRewound,
+    PartitionsPaused,
+    PartitionStalled,
+    SequenceGap,
+    StreamDividedAnew,
+)
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
 
 KEYS = 20
+ALARMS = (LossDetected, LogReplaced, PartitionRewound, SequenceGap)
 
 
 class Step(Record):
@@ -69,7 +79,8 @@ class Flow:
         return sum(map(len, self.seen.values())) >= sum(self.sent.values())
 
     def check(self) -> None:
-        """Every event of every key, once, in the order in which they were sent."""
+        """Every event of every key, once, in the order in which they were sent; and nobody believes one to be lost."""
+        assert [one for kind in ALARMS for one in self.recorder.of(kind)] == []
         assert self.seen == {key: list(range(1, last + 1)) for key, last in self.sent.items()}
 
     async def migrate(self, partition_count: int, slot_groups: int | None = None) -> None:
@@ -135,6 +146,35 @@ async def test_nothing_is_processed_in_new_partitions_before_the_old_ones_are(fl
         assert left == ()
         await eventually(flow.complete)
     flow.check()
+
+
+async def test_only_the_partition_that_holds_up_the_next_generation_is_stalled(app_name: str, redis_url: str) -> None:
+    """The others are at their ends, and what waits for them is in other partitions."""
+    app = App(name=app_name, redis_url=redis_url, heartbeat_interval=0.1, stall_timeout=0.2)
+    steps = app.stream("steps", record=Step, partition_by="key", partition_count=4)
+    recorder, gate, seen = Recorder(app), asyncio.Event(), []
+
+    @app.processor(steps)
+    async def record(events: Any) -> None:
+        async for step in events.records():
+            if step.key == "slow":
+                await gate.wait()
+            seen.append(step.number)
+
+    async with app, running(app):
+        slow = Step(key="slow", number=1)
+        partition = steps.partition_of(slow)
+        await steps.send(*(Step(key=f"key-{n}", number=0) for n in range(KEYS)))
+        await eventually(lambda: len(seen) == KEYS)
+        await steps.send(slow)
+        await begin_migration(app, steps, await plan_migration(app, steps, partition_count=7))
+        await steps.send(*(Step(key=f"key-{n}", number=2) for n in range(KEYS)))
+        await eventually(lambda: recorder.of(PartitionStalled))
+        await asyncio.sleep(0.3)  # the others would be, too
+        assert {stalled.partition for stalled in recorder.of(PartitionStalled)} == {partition}
+        assert 2 not in seen
+        gate.set()
+        await eventually(lambda: seen.count(2) == KEYS)
 
 
 async def test_a_new_processor_begins_with_the_oldest_generation_there_is(flow: Flow) -> None:

@@ -270,6 +270,24 @@ async def test_what_is_in_use_on_the_other_server_already_is_not_copied_again(
         await new.has(3)
 
 
+@pytest.mark.parametrize("topology", ["cluster"], indirect=True)
+async def test_a_move_that_cannot_be_finished_is_taken_back_by_hand(flow: Flow, other: EmbeddedServer) -> None:
+    """As the guide says it."""
+    await flow.send(1)
+    moving = move_stream(flow.app, flow.steps, other.url)
+    assert (await anext(moving)).step == "sealed"
+    await moving.aclose()
+    described = await describe_stream(flow.app, flow.steps)
+    seals = {one.key.rpartition("log:")[0] + "sealed" for one in described.generations[-1].partitions}
+    async with inspecting(flow.app) as redis:
+        await redis.link.at(described.metadata).call("HDEL", described.metadata, "moving")
+        for seal in seals:
+            assert await redis.link.at(seal).call("DEL", seal) == 1
+    await flow.send(2)
+    async with running(flow.app):
+        await flow.has(2)
+
+
 async def test_a_stream_is_moved_to_one_place_only(flow: Flow, other: EmbeddedServer) -> None:
     await flow.send(1)
     assert [one.moved for one in await plan_move(flow.app, flow.steps, other.url)] == [False]

@@ -27,9 +27,6 @@ def test_the_command_explains_itself(project: Project) -> None:
 
 
 def test_what_does_not_fit_is_an_error_in_words(project: Project) -> None:
-    wrong = project.run("stream", "describe", "shop:order")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert 'Did you mean "orders"?' in wrong.stderr
     unused = project.run("stream", "migrate", "shop:orders")
     assert unused.returncode == 1
     assert 'Nothing is stored of "orders"' in unused.stderr
@@ -126,11 +123,8 @@ def test_a_stream_is_moved_to_another_server_with_its_password_kept_out_of_sight
         refused = project.run("stream", "migrate", "shop:orders", "--to", to, "--partitions", "7")
         assert refused.returncode == 2
         assert "divide it anew then" in refused.stderr
-        planned = project.run("stream", "migrate", "shop:orders", "--to", to)
-        assert (planned.returncode, planned.stdout.count("3 events")) == (0, 1)
-        assert "Nothing was changed." in planned.stderr
         done = project.run("stream", "migrate", "shop:orders", "--to", to, "--execute")
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stdout.count("3 events")) == (0, 1), done.stderr
         assert "orders: moved" in done.stderr
         late = project.run("send", "shop:orders", '{"order_id": 4}')
         assert late.returncode == 4
@@ -142,6 +136,6 @@ def test_a_stream_is_moved_to_another_server_with_its_password_kept_out_of_sight
         assert "was moved to redis://mover:***@" in stopped.stderr
         worker = project.start("worker", "shop:app", RUNNEL_REDIS_URL=to)
         worker.says("end", 3)
-        for one in (planned, done, late, described, stopped):
+        for one in (done, late, described, stopped):
             assert "secret" not in one.stdout + one.stderr
         assert worker.stop() == 0

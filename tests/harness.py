@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from runnel import App
 from runnel._redis import queries
-from runnel._redis.link import Link
+from runnel._redis.link import Endpoint, Line, Link
 from runnel._worker import Worker
+from runnel.errors import RedisUnavailable
 from runnel.instruments import Announcement
 from runnel.streams import Stream
 
@@ -119,3 +120,44 @@ async def inspecting(app: App) -> AsyncIterator[Inspector]:
         yield inspector
     finally:
         await inspector.link.close()
+
+
+class CutOff:
+    """A link that carries so many commands and no more: whoever uses it is cut off in the middle.
+
+    Arguments:
+        link: the one that carries them; closed by whoever made this.
+        left: a list with the one number of commands that are left; several links may share it.
+    """
+
+    def __init__(self, link: Line, left: list[int]) -> None:
+        self._link = link
+        self._left = left
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Of the link."""
+        assert isinstance(self._link, Link)
+        return self._link.endpoint
+
+    def at(self, key: str) -> "CutOff":
+        """Its line to whoever has a key."""
+        assert isinstance(self._link, Link)
+        return CutOff(self._link.at(key), self._left)
+
+    async def call(self, *command: Any, **options: Any) -> Any:
+        """Send a command, if one is left."""
+        if self._left[0] == 0:
+            raise RedisUnavailable("cut off")
+        self._left[0] -= 1
+        return await self._link.call(*command, **options)
+
+
+@asynccontextmanager
+async def cut_off(endpoint: Endpoint, left: list[int]) -> AsyncIterator[CutOff]:
+    """A :class:`CutOff` for a block."""
+    link = endpoint.link()
+    try:
+        yield CutOff(link, left)
+    finally:
+        await link.close()

@@ -106,7 +106,7 @@ def test_the_status_shows_what_runs_and_what_needs_attention(scene: Scene) -> No
 def test_the_status_as_json_has_all_of_it(scene: Scene) -> None:
     found = data(scene.project.run("status", "shop:app", "--json"))
     assert found["app"] == APP
-    assert found["streams"] == [{"name": "orders", "partition_count": 4, "entries": GOOD + 2}]
+    assert found["streams"] == [{"name": "orders", "partition_count": 4, "entries": GOOD + 2, "moved": ""}]
     printer, counter = found["processors"]
     assert (printer["name"], printer["lag"], counter["name"], counter["lag"]) == ("printer", 2, "counter", 0)
     assert (printer["paused"], printer["declared"], printer["lost"], printer["rollbacks"]) == (None, True, 0, 0)

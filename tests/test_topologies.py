@@ -15,6 +15,7 @@ import pytest
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
+from runnel._core.generations import Generation
 from runnel._core.slots import slot_of
 from runnel._redis import scripts
 from runnel._redis.cluster import ClusterEndpoint, Node
@@ -24,7 +25,7 @@ from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Acquired, Batch, Commit
 from runnel._redis.sentinel import SentinelEndpoint
-from runnel.admin import tail_of
+from runnel.admin import begin_migration, plan_migration, tail_of, watch_migration
 from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
 from runnel.instruments import Instruments, PartitionRewound
 from runnel.server import EmbeddedServer
@@ -279,6 +280,53 @@ async def test_slots_that_move_under_load_are_followed_and_nothing_repeats(app_n
     traffic.nothing_is_repeated()
 
 
+async def _divided_anew(traffic: Traffic, partition_count: int) -> None:
+    """Migrate, again whenever that is interrupted, and wait until the processors have gone over."""
+    while True:
+        try:
+            plan = await plan_migration(traffic.app, traffic.steps, partition_count=partition_count)
+            await begin_migration(traffic.app, traffic.steps, plan)
+            async for _ in watch_migration(traffic.app, traffic.steps):
+                pass
+            return
+        except RedisUnavailable:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_primary_that_crashes_while_a_stream_is_divided_anew_takes_nothing_with_it(
+    app_name: str, cluster: Cluster
+) -> None:
+    traffic = Traffic(app_name, cluster.url, durability="replica")
+    async with traffic.app, running(traffic.app), traffic.flowing():
+        slot = slot_of(traffic.steps.keys.log(0))
+        dead = cluster.primary_of(slot)
+        migration = asyncio.create_task(_divided_anew(traffic, 7))
+        await asyncio.sleep(0.005)  # some slot groups are sealed
+        dead.kill()
+        try:
+            await asyncio.to_thread(_until_another, lambda: cluster.primary_of(slot), dead)
+        finally:
+            await asyncio.to_thread(dead.start)
+            await asyncio.to_thread(cluster.settle)
+        await migration
+    traffic.nothing_is_lost()
+
+
+async def test_slots_that_move_while_a_stream_is_divided_anew_upset_nothing(app_name: str, cluster: Cluster) -> None:
+    traffic = Traffic(app_name, cluster.url)
+    async with traffic.app, running(traffic.app), traffic.flowing():
+        names = [*map(traffic.steps.keys.log, range(4)), traffic.steps.keys.metadata]
+        migration = asyncio.create_task(_divided_anew(traffic, 7))
+        for slot in map(slot_of, names):
+            elsewhere = next(
+                node for node in map(cluster.primary_of, (0, 8_000, 16_000)) if node is not cluster.primary_of(slot)
+            )
+            await asyncio.to_thread(cluster.move_slot, slot, elsewhere, pause=0.01)
+        await migration
+    traffic.nothing_is_lost()
+    traffic.nothing_is_repeated()
+
+
 async def test_a_primary_that_hangs_holds_up_its_own_partitions_alone(app_name: str, cluster: Cluster) -> None:
     traffic = Traffic(app_name, cluster.url)
     async with traffic.app, running(traffic.app):
@@ -314,7 +362,7 @@ async def test_a_stream_stays_divided_as_it_was_when_it_was_first_used(app_name:
     first, later = (App(name=app_name, redis_url=cluster.url, partition_count=4) for _ in range(2))
     stream = later.stream("steps", record=Step, partition_by="key", hasher=lambda key: key)
     same = first.stream("steps", record=Step, partition_by="key", hasher=stream.options.hasher)
-    same._adopt(1)
+    same._adopt(Generation(0, 4, 1))
     async with first, later:
         await same.send(Step(key=0, n=0))
         await stream.send(Step(key=0, n=1))

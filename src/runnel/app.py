@@ -120,7 +120,7 @@ class App:
             record: the type of its records.
             partition_by: the field whose value is the key, or a callable from record to key. Events with equal keys are
                 processed in the order in which they were sent.
-            partition_count: number of partitions; fixed when the stream is first used.
+            partition_count: number of partitions when the stream is first used; `runnel stream migrate` changes it.
             partition_size: entries that a partition keeps, roughly.
             hasher: from a key to a number.
             serializer: of structured records.
@@ -329,22 +329,25 @@ class App:
 
     def producer(self, stream: Stream[Any]) -> Producer:
         """What :meth:`Stream.send` sends through, on this event loop."""
-        return self._outbox().producer(stream, stream.codec.field)
+        return self._outbox().producer(stream, b"" if self.traced else stream.codec.field)
 
     async def send_traced(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> list[str]:
         """Append entries, all their fields given, that carry the context of a span."""
         assert self.tracing is not None
-        producer = self._outbox().producer(stream, b"")
+        producer = self.producer(stream)
 
         def append(items: Sequence[tuple[int, Sequence[bytes]]]) -> Awaitable[Sequence[str]]:
             return producer.send([partition for partition, _ in items], [entry for _, entry in items])
 
         return list(await self.tracing.send(stream.name, items, append))
 
-    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], *, origin: str) -> None:
+    async def send_once(
+        self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
+    ) -> None:
         """Append an entry once; what :meth:`Stream.send_once` calls."""
+        partition = route(stream.partition_count)
         with nullcontext() if self.tracing is None else self.tracing.sending(stream.name, [partition]):
-            await self._outbox().send_once(stream, partition, entry, origin)
+            await self._outbox().send_once(stream, route, entry, origin)
 
     async def aclose(self) -> None:
         """Send what is still to be sent, and close the connections that sending has opened on this event loop."""
@@ -380,9 +383,15 @@ class App:
             raise type(error)(f"In the declaration of {what}: {error}") from None
 
     def _add_stream(
-        self, name: str, record: type[R], partition_by: str | Callable[[R], Any], options: StreamOptions
+        self,
+        name: str,
+        record: type[R],
+        partition_by: str | Callable[[R], Any],
+        options: StreamOptions,
+        *,
+        sibling: bool = False,
     ) -> Stream[R]:
-        stream = Stream(self.name, name, record, partition_by, options, self)
+        stream = Stream(self.name, name, record, partition_by, options, self, sibling=sibling)
         self.streams[name] = stream
         return stream
 
@@ -390,7 +399,7 @@ class App:
         """The stream ``name`` with the properties of another; declared if it is not yet."""
         if name in self.streams:
             return self.streams[name]
-        return self._add_stream(name, stream.record, stream.partition_by, stream.options)
+        return self._add_stream(name, stream.record, stream.partition_by, stream.options, sibling=True)
 
     def announce(self, announcement: Announcement) -> None:
         """Tell the subscribers of the app's instruments."""

@@ -5,6 +5,7 @@
     RunnelError
     ├─ ConfigurationError          the program does not fit together                 exit status 4
     │  ├─ UnknownSetting              a keyword that is no setting
+    │  ├─ StreamMoved                 the stream is on another server now
     │  ├─ MetadataMismatch            the stream is stored with other properties
     │  └─ UnknownProcessor            no processor of that name in the app
     ├─ TargetError                 `module:attribute` does not lead anywhere          exit status 2
@@ -13,6 +14,10 @@
     │  ├─ PartitionKeyError           the partition key is missing or of an unusable type
     │  └─ DecodeError                 an entry in the log that is not one of our records
     ├─ StreamFull                  a partition is full of unprocessed entries
+    ├─ StreamSealed                a stream takes nothing any more, and it is not known where to go
+    ├─ MoveFailed                  a stream cannot be moved to another server
+    ├─ UnusedStream                nothing is stored of a stream
+    ├─ MigrationConflict           somebody else has divided a stream anew
     ├─ NoSuchLetter                there is no dead letter of that name
     ├─ NotQuarantined              there is no quarantine to end
     ├─ ProcessorInUse              a processor has workers, so that it cannot be deleted
@@ -23,7 +28,8 @@
     ├─ ProjectError                a project cannot be created there                 exit status 2
     ├─ RedisError                  the server refused a command
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
-       └─ NotDurable                  stored, but not where the stream's durability asks for it
+       ├─ NotDurable                  stored, but not where the stream's durability asks for it
+       └─ StreamMoving                the stream is being moved to another server
 """
 
 import difflib
@@ -36,6 +42,8 @@ __all__ = [
     "ConfigurationError",
     "DecodeError",
     "MetadataMismatch",
+    "MigrationConflict",
+    "MoveFailed",
     "NoSuchLetter",
     "NoSuchPlace",
     "NotDurable",
@@ -50,9 +58,13 @@ __all__ = [
     "RunnelError",
     "ServerError",
     "StreamFull",
+    "StreamMoved",
+    "StreamMoving",
+    "StreamSealed",
     "TargetError",
     "UnknownProcessor",
     "UnknownSetting",
+    "UnusedStream",
     "did_you_mean",
 ]
 
@@ -75,6 +87,10 @@ class UnknownSetting(ConfigurationError):
 
 class MetadataMismatch(ConfigurationError):
     """The stream exists in Redis with another partition count, hasher or format."""
+
+
+class StreamMoved(ConfigurationError):
+    """The stream was moved to another server: this one takes and processes nothing of it any more."""
 
 
 class UnknownProcessor(ConfigurationError):
@@ -109,6 +125,22 @@ class DecodeError(RecordError):
 
 class StreamFull(RunnelError):
     """A partition is full of entries that a registered processor has not processed yet."""
+
+
+class StreamSealed(RunnelError):
+    """A stream takes nothing any more, and Redis does not say what has taken its place."""
+
+
+class UnusedStream(RunnelError):
+    """Nothing was ever sent to a stream, and no worker has run, so that nothing is stored of it."""
+
+
+class MoveFailed(RunnelError):
+    """A stream cannot be moved to that server, or is not the same there."""
+
+
+class MigrationConflict(RunnelError):
+    """Somebody else has divided a stream anew, in another way."""
 
 
 class NoSuchLetter(RunnelError):
@@ -165,6 +197,10 @@ class RedisUnavailable(RunnelError):
 
 class NotDurable(RedisUnavailable):
     """What was sent is stored, but not confirmed by a replica, or not on disk, as the stream's durability asks for."""
+
+
+class StreamMoving(RedisUnavailable):
+    """The stream is being moved to another server. Whoever sends waits for that."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

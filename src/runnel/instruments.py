@@ -13,6 +13,7 @@ __all__ = [
     "Announcement",
     "AttemptFailed",
     "DeadLettered",
+    "GenerationBegun",
     "Instruments",
     "LogReplaced",
     "LossDetected",
@@ -31,6 +32,8 @@ __all__ = [
     "RedisLost",
     "RedisRecovered",
     "SequenceGap",
+    "StreamDividedAnew",
+    "StreamLeft",
     "TaskFailed",
     "WorkerStarted",
     "WorkerStopped",
@@ -270,6 +273,35 @@ class SequenceGap(Announcement):
     partition: int
     stored: int
     sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBegun(Announcement):
+    """A worker has nothing left to do in one generation of a stream, and goes on with the next one."""
+
+    processor: str
+    stream: str
+    generation: int
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDividedAnew(Announcement):
+    """The code says how many partitions a stream had in an earlier generation. What is stored counts."""
+
+    stream: str
+    said: int
+    partitions: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLeft(Announcement):
+    """A stream is moved to the server at ``address``: this worker does not process it any more."""
+
+    processor: str
+    stream: str
+    address: str
 
 
 @dataclass(slots=True)

@@ -185,6 +185,27 @@ class LogSubscriber:
                     confirmed_batch=sent - 1,
                     stored_batch=stored,
                 )
+            case i.GenerationBegun(processor, stream, generation, partitions):
+                log.info(
+                    "the stream is divided anew",
+                    processor=processor,
+                    stream=stream,
+                    generation=generation,
+                    partitions=partitions,
+                )
+            case i.StreamLeft(processor, stream, address):
+                log.error(
+                    f"the stream is moved to {address}: start this worker again with that server",
+                    processor=processor,
+                    stream=stream,
+                )
+            case i.StreamDividedAnew(stream, said, partitions, generation):
+                log.warning(
+                    f"the stream has {partitions} partitions now; it goes on, but say partition_count={partitions} "
+                    f"instead of {said} in the code",
+                    stream=stream,
+                    generation=generation,
+                )
             case i.WorkerStopping(_, reason, in_flight):
                 self._flush()
                 log.info("stopping", reason=reason, in_flight=in_flight)

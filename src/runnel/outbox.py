@@ -2,14 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from runnel._core.backoff import delays
 from runnel._redis.durability import confirmation
+from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
 from runnel._redis.producer import Producer
+from runnel._redis.rerouting import Destination
 from runnel._redis.scripts import AppendStatus, Batch, append
 from runnel.instruments import Instruments
 from runnel.streams import Stream
@@ -33,34 +35,46 @@ class Outbox:
         producer = self._producers.get((stream.name, field))
         if producer is None:
             link = self._link
+
+            async def prepare() -> Destination:
+                await stream.declare(link)
+                return stream.destination
+
             producer = Producer(
                 (link, self._second),
+                stream.destination,
                 field,
                 stream.options.limits,
                 confirmation(stream.options.durability),
                 self._instruments,
-                lambda: stream.declare(link),
+                prepare,
             )
             self._producers[stream.name, field] = producer
         return producer
 
-    async def send_once(self, stream: Stream[Any], partition: int, entry: Sequence[bytes], origin: str) -> None:
+    async def send_once(
+        self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], origin: str
+    ) -> None:
         limits = stream.options.limits
-        batch = Batch(partition, origin, 1, 0, [entry])
 
         async def attempt() -> bool:
-            keys = await stream.declare(self._link)
-            answers = await append(
-                self._link,
-                keys,
-                keys.slot_group(partition),
-                [batch],
-                limit=limits.partition_size,
-                trim=limits.on_full == "trim",
-                expiry=ONCE_EXPIRY,
-                confirm=confirmation(stream.options.durability),
-            )
-            return answers[0].status is not AppendStatus.FULL
+            """Append it to the generation in use, unless it is in an earlier one already."""
+            for generation in (await stream.declare(self._link)).existing:
+                keys = StreamKeys.of(stream.app_name, stream.name, generation)
+                partition = route(generation.partition_count)
+                answers = await append(
+                    self._link,
+                    keys,
+                    keys.slot_group(partition),
+                    [Batch(partition, origin, 1, 0, [entry])],
+                    limit=limits.partition_size,
+                    trim=limits.on_full == "trim",
+                    expiry=ONCE_EXPIRY,
+                    confirm=confirmation(stream.options.durability),
+                )
+                if answers[0].status is not AppendStatus.SEALED:
+                    return answers[0].status is not AppendStatus.FULL
+            return False  # the stream has another generation by now
 
         for delay in delays(0.02, 1.0, random.random):
             if await patiently(f"send to {stream.name}", attempt, self._instruments):

@@ -6,17 +6,29 @@ from dataclasses import dataclass
 from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
 
+from runnel._core.generations import Generation, Generations
 from runnel._core.routing import hasher_name, partition_of
 from runnel._core.slots import slot_groups_for
+from runnel._redis.durability import confirmation
+from runnel._redis.generations import see_through
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.producer import Limits, Producer
 from runnel._redis.queries import check_durability, metadata
+from runnel._redis.rerouting import Destination
 from runnel._redis.scripts import declare
 from runnel._redis.sending import Sending
 from runnel.codecs import Codec, PrimitiveCodec, StructuredCodec, flat_headers
-from runnel.errors import ConfigurationError, MetadataMismatch, PartitionKeyError, RecordError, did_you_mean
-from runnel.instruments import Announcement
+from runnel.errors import (
+    ConfigurationError,
+    MetadataMismatch,
+    PartitionKeyError,
+    RecordError,
+    StreamMoved,
+    StreamMoving,
+    did_you_mean,
+)
+from runnel.instruments import Announcement, StreamDividedAnew
 from runnel.interfaces import Compressor, Serializer
 from runnel.records import Record
 
@@ -31,7 +43,9 @@ class Outlet(Protocol):
     def producer(self, stream: "Stream[Any]") -> Producer:
         """What appends to it, on the event loop that runs."""
 
-    async def send_once(self, stream: "Stream[Any]", partition: int, entry: Sequence[bytes], *, origin: str) -> None:
+    async def send_once(
+        self, stream: "Stream[Any]", route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
+    ) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
 
     @property
@@ -66,10 +80,15 @@ class Stream(Generic[R]):
     Attributes:
         name: the stream's name within its app.
         record: the type of its records.
+        generation: the one that producers append to, as far as this process knows.
         partition_count: the number of its partitions.
+        keys: the keys of that generation; on a cluster, only after :meth:`declare` or :meth:`check`.
         outlet: what it sends through: its app.
-        keys: its keys in Redis; on a cluster, only after :meth:`declare` or :meth:`check`.
     """
+
+    generation: Generation
+    partition_count: int
+    keys: StreamKeys
 
     def __init__(
         self,
@@ -79,17 +98,20 @@ class Stream(Generic[R]):
         partition_by: str | Callable[[R], Any],
         options: StreamOptions,
         outlet: Outlet,
+        *,
+        sibling: bool = False,
     ) -> None:
+        """Arguments: as :meth:`runnel.App.stream`; and whether it has its options from another one."""
         _check(name, record, partition_by)
         self.app_name = app
         self.name = name
         self.record = record
         self.partition_by = partition_by
         self._key: Callable[[R], Any] = attrgetter(partition_by) if isinstance(partition_by, str) else partition_by
-        self.partition_count = options.partition_count
         self.options = options
-        self.keys = StreamKeys(app, name)
-        self._slot_groups_known = False
+        self._sibling = sibling
+        self._warned = self._known = False
+        self._take(Generation(0, options.partition_count, 1))
         self.codec: Codec[R] = (
             PrimitiveCodec(record)
             if record.runnel_primitive
@@ -137,14 +159,14 @@ class Stream(Generic[R]):
                 if not isinstance(record, self.record):
                     raise self._not_of_ours(type(record))
                 try:  # partition_of, without its calls: 0.4 instead of 0.8 µs
-                    partition = index(self._hasher(self._key(record))) % self.partition_count
+                    partition = index(self._hasher(self._key(record))) % producer.partition_count
                 except Exception:
-                    partition = self.partition_of(record)  # says what is wrong
+                    partition = self.partition_of(record, producer.partition_count)  # says what is wrong
                 return producer.send_one(partition, self._encode(record))
             for kind in set(map(type, records)):
                 if not issubclass(kind, self.record):
                     raise self._not_of_ours(kind)
-            partitions = self._partitions_of(records)
+            partitions = self._partitions_of(records, producer.partition_count)
             return producer.send(partitions, list(map(self._encode, records)))
         except Exception as error:
             failed = Sending(loop=loop)
@@ -160,23 +182,28 @@ class Stream(Generic[R]):
         for kind in set(map(type, records)):
             if not issubclass(kind, self.record):
                 raise self._not_of_ours(kind)
-        partitions, field = self._partitions_of(records), self.codec.field
+        partitions = self._partitions_of(records, self.outlet.producer(self).partition_count)
+        field = self.codec.field
         entries = [(field, value) if field else value for value in map(self._encode, records)]
         return await self.outlet.send_traced(self, list(zip(partitions, entries, strict=True))) if records else []
 
     def _not_of_ours(self, kind: type) -> RecordError:
         return RecordError(f'The stream "{self.name}" takes records of {self.record.__name__}, not {kind.__name__}.')
 
-    def _partitions_of(self, records: Sequence[R]) -> list[int]:
+    def _partitions_of(self, records: Sequence[R], count: int) -> list[int]:
         """:meth:`partition_of` each, without its calls: 0.16 instead of 0.23 µs per record."""
-        hasher, count = self._hasher, self.partition_count
+        hasher = self._hasher
         try:
             return [index(hasher(key)) % count for key in map(self._key, records)]
         except Exception:
-            return [self.partition_of(record) for record in records]  # says what is wrong
+            return [self.partition_of(record, count) for record in records]  # says what is wrong
 
-    def partition_of(self, record: R) -> int:
+    def partition_of(self, record: R, partition_count: int | None = None) -> int:
         """The partition that a record belongs to.
+
+        Arguments:
+            record: of the stream's type.
+            partition_count: the number of partitions. Default: that of the generation in use.
 
         Raises:
             PartitionKeyError: the key is missing, or of a type that has no canonical bytes.
@@ -189,24 +216,25 @@ class Stream(Generic[R]):
                 f"{type(error).__name__}: {error}"
             ) from error
         try:
-            return partition_of(key, self.partition_count, self.options.hasher)
+            count = self.partition_count if partition_count is None else partition_count
+            return partition_of(key, count, self.options.hasher)
         except PartitionKeyError as error:
             raise PartitionKeyError(f'Stream "{self.name}": {error}') from error
 
     def send_once(
-        self, partition: int, fields: Sequence[bytes], headers: Mapping[str, str | bytes], *, origin: str
+        self, route: Callable[[int], int], fields: Sequence[bytes], headers: Mapping[str, str | bytes], *, origin: str
     ) -> Awaitable[None]:
         """Append the fields of an entry of another stream, with headers, once per origin (within a week).
 
         Waits for as long as Redis is away or the partition is full.
 
         Arguments:
-            partition: where to.
+            route: from the number of partitions to the one where it belongs.
             fields: of the entry, flat.
             headers: to go with it.
             origin: what the entry comes from, down to its id there.
         """
-        return self.outlet.send_once(self, partition, (*fields, *flat_headers(headers)), origin=origin)
+        return self.outlet.send_once(self, route, (*fields, *flat_headers(headers)), origin=origin)
 
     def sibling(self, name: str) -> "Stream[R]":
         """A stream of the same app with the same properties and another name."""
@@ -214,15 +242,29 @@ class Stream(Generic[R]):
 
     @property
     def properties(self) -> dict[str, str]:
-        """What the metadata in Redis must agree with, because keys would move or entries could not be read."""
+        """What is stored in Redis when the stream is first used."""
         return {
-            "partition_count": str(self.partition_count),
+            "partition_count": str(self.options.partition_count),
             "hasher": hasher_name(self.options.hasher),
             "format": self.codec.format,
         }
 
-    async def declare(self, link: Link) -> StreamKeys:
-        """Make sure that the stored properties are ours; store them if there are none.
+    @property
+    def destination(self) -> Destination:
+        """Where producers append to, as far as this process knows."""
+        count = self.partition_count
+
+        def partition_of_entry(entry: Sequence[bytes] | bytes) -> int:
+            fields = (self.codec.field, entry) if isinstance(entry, bytes) else entry
+            return self.partition_of(self.codec.decode(fields), count)
+
+        return Destination(self.keys, count, partition_of_entry)
+
+    async def declare(self, link: Link) -> Generations:
+        """Make sure that what is stored fits what we say; store it if there is nothing. Go by what is stored then.
+
+        Returns:
+            The generations of the stream. A change to another one that somebody has begun is seen through.
 
         Returns:
             The keys of the stream: only now it is known into how many slot groups it is divided.
@@ -230,54 +272,95 @@ class Stream(Generic[R]):
         Raises:
             MetadataMismatch: naming both values, and the way out.
             ConfigurationError: the server cannot do what the stream's durability asks for.
-            RedisUnavailable: Redis is away.
+            StreamMoved: it is on another server.
+            RedisUnavailable: Redis is away, or the stream is on its way to another server.
         """
-        if not self._slot_groups_known:
+        if not self._known:
             await check_durability(link, self.keys, self.options.durability)
-        groups = self.keys.slot_groups
-        if not self._slot_groups_known:
-            groups = slot_groups_for(len(await link.endpoint.primaries()), self.partition_count)
-        self._compare(await declare(link, self.keys, {**self.properties, "slot_groups": str(groups)}))
-        return self.keys
+        groups = self.generation.slot_groups
+        if not self._known or self.generation.number > 0:
+            groups = slot_groups_for(len(await link.endpoint.primaries()), self.options.partition_count)
+        stored = await declare(link, self.keys, {**self.properties, "slot_groups": str(groups)})
+        self._compare(stored)
+        generations = Generations.of(stored)
+        self._check_place(generations)
+        if generations.following is not None:
+            generations = await see_through(link, self.keys, confirmation(self.options.durability))
+        self._adopt(generations.current)
+        return generations
 
-    async def check(self, link: Link) -> bool:
-        """Whether the stream was ever used; changes nothing.
+    async def check(self, link: Link) -> Generations | None:
+        """The generations of the stream; ``None`` if it was never used. Changes nothing in Redis.
 
         Raises:
-            MetadataMismatch: it was, with other properties.
+            MetadataMismatch: what is stored does not fit what we say.
             RedisUnavailable: Redis is away.
         """
         stored = await metadata(link, self.keys)
-        if stored:
-            self._compare(stored)
-        return bool(stored)
+        if not stored:
+            return None
+        self._compare(stored)
+        generations = Generations.of(stored)
+        self._adopt(generations.current)
+        return generations
+
+    def _check_place(self, generations: Generations) -> None:
+        if generations.moved:
+            raise StreamMoved(
+                f'Stream "{self.name}" was moved to {generations.moved}. Use that server: --redis-url, redis_url in '
+                "App(...), or RUNNEL_REDIS_URL where App(...) has none; and start this process again."
+            )
+        if generations.moving or generations.arriving:
+            where = f" to {generations.moving}" if generations.moving else " here"
+            raise StreamMoving(
+                f'Stream "{self.name}" is being moved{where}.',
+                "Wait; if that was interrupted, run `runnel stream migrate` again.",
+            )
+
+    def keys_of(self, generation: Generation) -> StreamKeys:
+        """The keys of a generation."""
+        return StreamKeys.of(self.app_name, self.name, generation)
+
+    def _adopt(self, generation: Generation) -> None:
+        """Go by what is stored. How a generation is divided never changes."""
+        ours = self.generation
+        if self._known and generation.number == ours.number and generation.slot_groups != ours.slot_groups:
+            raise MetadataMismatch(
+                f'Stream "{self.name}" was divided into {ours.slot_groups} slot groups when this process began to '
+                f"use it, and is into {generation.slot_groups} now: it was deleted and made anew. Start this process "
+                "again."
+            )
+        self._known = True
+        self._take(generation)
+
+    def _take(self, generation: Generation) -> None:
+        self.generation = generation
+        self.partition_count = generation.partition_count
+        self.keys = self.keys_of(generation)
 
     def _compare(self, stored: Mapping[str, str]) -> None:
-        for name, ours in self.properties.items():
-            theirs = stored.get(name, "")
-            if theirs == ours:
-                continue
-            if name == "partition_count":
+        for name in ("hasher", "format"):
+            theirs, ours = stored.get(name, ""), self.properties[name]
+            if theirs != ours:
                 raise MetadataMismatch(
-                    f'Stream "{self.name}" has {theirs} partitions in Redis, but this process says {ours}. Keys would '
-                    f"move to other partitions and lose their order. Use partition_count={theirs}, or give the stream "
-                    "another name."
+                    f'Stream "{self.name}" is stored with {name}={theirs}, but this process says {name}={ours}. '
+                    f"Declare it as it is stored, or give the stream another name."
                 )
+        generations, count = Generations.of(stored), self.options.partition_count
+        if self._sibling or count in (generations.current.partition_count, generations.newest.partition_count):
+            return
+        if all(count != earlier.partition_count for earlier in generations.earlier):
+            theirs = stored["partition_count"]
             raise MetadataMismatch(
-                f'Stream "{self.name}" is stored with {name}={theirs}, but this process says {name}={ours}. '
-                f"Declare it as it is stored, or give the stream another name."
+                f'Stream "{self.name}" has {theirs} partitions in Redis, but this process says {count}. Keys would '
+                f"move to other partitions and lose their order. Use partition_count={theirs}, or give the stream "
+                "another name; or let `runnel stream migrate` divide it anew, and change it here then."
             )
-        self._adopt(int(stored["slot_groups"]))
-
-    def _adopt(self, slot_groups: int) -> None:
-        """Divide the stream as it is stored; that never changes."""
-        if self._slot_groups_known and slot_groups != self.keys.slot_groups:
-            raise MetadataMismatch(
-                f'Stream "{self.name}" was divided into {self.keys.slot_groups} slot groups when this process began to '
-                f"use it, and is into {slot_groups} now: it was deleted and made anew. Start this process again."
+        if not self._warned:
+            self._warned = True
+            self.outlet.announce(
+                StreamDividedAnew(self.name, count, generations.current.partition_count, generations.current.number)
             )
-        self.keys = StreamKeys(self.app_name, self.name, slot_groups)
-        self._slot_groups_known = True
 
     def __repr__(self) -> str:
         return f"<Stream {self.name} of {self.record.__name__}, {self.partition_count} partitions>"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
+from runnel._core.generations import Generation
 from runnel._core.slots import tag_numbers
 
 __all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
@@ -17,6 +18,11 @@ __all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
 def _quoted(name: str) -> str:
     """``name`` without any character that has a meaning in our keys."""
     return quote(name, safe="")
+
+
+def _of_generation(name: str, generation: int) -> str:
+    """``name`` in a generation of its stream. The first one has no number; ``@`` is in no name that is quoted."""
+    return name if generation == 0 else f"{name}@{generation}"
 
 
 def all_of_app(app: str) -> str:
@@ -36,9 +42,10 @@ class ControlKeys:
     prefix: str
 
     @classmethod
-    def of(cls, app: str, stream: str, processor: str) -> "ControlKeys":
-        """The group of ``processor`` on ``stream``."""
-        return cls(f"runnel:{{{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}}}")
+    def of(cls, app: str, stream: str, processor: str, generation: int = 0) -> "ControlKeys":
+        """The group of ``processor`` on a generation of ``stream``."""
+        name = f"{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}"
+        return cls(f"runnel:{{{_of_generation(name, generation)}}}")
 
     @classmethod
     def of_leader(cls, app: str) -> "ControlKeys":
@@ -82,28 +89,46 @@ class ControlKeys:
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """The keys of one stream. The partitions are divided into slot groups; the keys of each are in one slot."""
+    """The keys of one generation of a stream; the metadata are those of all.
+
+    The partitions are divided into slot groups; the keys of each are in one slot.
+    """
 
     app: str
     stream: str
     slot_groups: int = 1
+    generation: int = 0
+
+    @classmethod
+    def of(cls, app: str, stream: str, generation: Generation) -> "StreamKeys":
+        """The keys of a generation."""
+        return cls(app, stream, generation.slot_groups, generation.number)
+
+    def control(self, processor: str) -> ControlKeys:
+        """The keys of the group that shares the partitions of this generation for a processor."""
+        return ControlKeys.of(self.app, self.stream, processor, self.generation)
 
     @property
     def _name(self) -> str:
         return f"{_quoted(self.app)}/{_quoted(self.stream)}"
 
     def _data(self, slot_group: int) -> str:
-        number = 0 if self.slot_groups == 1 else tag_numbers(self._name, self.slot_groups)[slot_group]
-        return f"runnel:{{{self._name}#{number}}}"
+        name = _of_generation(self._name, self.generation)
+        number = 0 if self.slot_groups == 1 else tag_numbers(name, self.slot_groups)[slot_group]
+        return f"runnel:{{{name}#{number}}}"
 
     @property
     def metadata(self) -> str:
-        """Hash: partition_count, slot_groups, hasher, format."""
+        """Hash: partition_count, slot_groups, hasher, format; generations, see ``_core/generations.py``."""
         return f"runnel:{{{self._name}}}:meta"
 
     def slot_group(self, partition: int) -> int:
         """The slot group of a partition."""
         return partition % self.slot_groups
+
+    def sealed(self, slot_group: int) -> str:
+        """String: there, if nothing can be appended any more, because there is another generation."""
+        return f"{self._data(slot_group)}:sealed"
 
     def registered(self, slot_group: int) -> str:
         """Set: the processors whose unprocessed entries must not be trimmed."""
@@ -124,6 +149,10 @@ class StreamKeys:
     def sequence(self, partition: int, producer: str) -> str:
         """String: the last sequence of a producer, and the id of the last entry it appended."""
         return f"{self._data(self.slot_group(partition))}:seq:{partition}:{_quoted(producer)}"
+
+    def sequences_prefix(self, slot_group: int) -> str:
+        """What :meth:`sequence` begins with, for all partitions of a slot group."""
+        return f"{self._data(slot_group)}:seq:"
 
     @staticmethod
     def group_name(processor: str) -> str:

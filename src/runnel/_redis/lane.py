@@ -108,6 +108,13 @@ class Lane:
             if not sent.done():
                 sent.set_exception(error)
 
+    def left(self) -> Iterator[tuple[Parcel, list[Any], list[str]]]:
+        """The parcels, those of their entries that are not appended yet, and the ids of those that are."""
+        at, appended = 0, self.ids
+        for parcel, left in self._left():
+            yield parcel, self.entries[at : at + left], appended
+            at, appended = at + left, []
+
     def _left(self) -> Iterator[tuple[Parcel, int]]:
         """The parcels, and how many of their entries are not appended yet."""
         appended = len(self.ids)

@@ -20,13 +20,13 @@ from runnel._core.backoff import delays
 from runnel._core.entry_ids import consecutive
 from runnel._redis.begun import begin
 from runnel._redis.durability import Confirmation
-from runnel._redis.keys import StreamKeys
 from runnel._redis.lane import Lane
 from runnel._redis.link import Link
 from runnel._redis.patience import patiently
+from runnel._redis.rerouting import Destination, divided
 from runnel._redis.scripts import Appended, AppendStatus, Batch, Entry, append
 from runnel._redis.sending import Sending
-from runnel.errors import RunnelError, StreamFull
+from runnel.errors import RunnelError, StreamFull, StreamMoving, StreamSealed
 from runnel.instruments import Instruments, SequenceGap
 
 __all__ = ["Limits", "Producer"]
@@ -82,31 +82,36 @@ class Producer:
 
     Attributes:
         loop: that loop; ``None`` when it is closed.
+        partition_count: of the generation that it sends to.
     """
 
     def __init__(
         self,
         links: Sequence[Link],
+        destination: Destination,
         field: bytes,
         limits: Limits,
         confirm: Confirmation,
         instruments: Instruments,
-        prepare: Callable[[], Awaitable[StreamKeys]],
+        prepare: Callable[[], Awaitable[Destination]],
     ) -> None:
         """Arguments:
         links: used by this producer and others of the same loop; those behind the first one when there is much to send.
+        destination: where the events go, as far as is known.
         field: the only one of every entry, which is then given as its value; empty where there are several.
         limits: of the stream.
         confirm: where the entries must be stored.
         instruments: where to announce.
-        prepare: what must have been done before the first append; what it raises is what the sends raise. Returns the
-            keys of the stream.
+        prepare: what must have been done before the first append, and when there is another generation of the stream;
+            what it raises is what the sends raise. Returns where they go.
         """
-        self._prepare: Callable[[], Awaitable[StreamKeys]] | None = prepare
+        self._prepare = prepare
+        self._prepared = self._refused = self._finding_out = False
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._loop = self.loop
         self._lines = [_Line(link) for link in links]
-        self._keys: StreamKeys
+        self._keys = destination.keys
+        self.partition_count = destination.partition_count
         self._field = field
         self._size_of: Callable[[Any], int] = len if field else _size_of_fields
         self._limits = limits
@@ -204,17 +209,17 @@ class Producer:
     def _start(self, most: int = 1) -> None:
         """Send what waits, over so many connections; where they are not free, it goes when one of them is again."""
         self._more.set()
-        if self._prepare is None and self._keys.slot_groups > 1:
+        if self._prepared and self._keys.slot_groups > 1:
             self._start_groups()
             return
         waiting = sum([len(lane.entries) for lane in self._waiting.values() if not lane.under_way])
-        if waiting < PLENTY or self._prepare is not None:
+        if waiting < PLENTY or not self._prepared:
             most = 1
         for line in self._lines[:most]:
             if not line.free:
                 continue
             sending = self._run(line.link, waiting // most)
-            if self._prepare is None and line.link.ready:
+            if self._prepared and line.link.ready:
                 line.task = begin(self._loop, sending)
             else:
                 line.task = self._loop.create_task(sending, name="runnel-producer")
@@ -230,20 +235,9 @@ class Producer:
     async def _run(self, link: Link, share: int) -> None:
         """Send until nothing waits that is not under way already; at first, only so many entries or a little more."""
         try:
-            if self._prepare is not None:
-                try:
-                    self._keys = await self._prepare()
-                except RunnelError as error:
-                    for lane in self._waiting.values():
-                        lane.fail(len(lane.entries), error)
-                    self._leave_out(list(self._waiting))
-                    return
-                self._prepare = None
-                links = [line.link for line in self._lines]
-                self._lines += [_Line(links[n % len(links)]) for n in range(len(links), self._keys.slot_groups)]
-                if self._keys.slot_groups > 1:
-                    self._start_groups()
             while True:
+                if not self._prepared and not await self._find_out():
+                    return
                 self._more.clear()
                 if batches := self._compose(share):
                     share = BATCH_ENTRIES * len(self._lanes)
@@ -257,6 +251,64 @@ class Producer:
                         await self._more.wait()
         finally:
             self._fresh = 0  # whatever has ended this, the next send starts it again
+
+    async def _find_out(self) -> bool:
+        """Learn where the events go. False if it cannot be learnt, and all that waits has failed; or if who comes back
+        last with an append that is under way will do it, and send everything then.
+        """
+        if self._finding_out or any(lane.under_way for lane in self._waiting.values()):
+            return False
+        self._finding_out = True
+        try:
+            self._go_over(await self._destination())
+        except RunnelError as error:
+            for lane in self._waiting.values():
+                lane.fail(len(lane.entries), error)
+            self._leave_out(list(self._waiting))
+            return False
+        finally:
+            self._finding_out = False
+        self._prepared, self._refused = True, False
+        links = [line.link for line in self._lines]
+        self._lines += [_Line(links[n % len(links)]) for n in range(len(links), self._keys.slot_groups)]
+        if self._keys.slot_groups > 1:
+            self._start_groups()
+        return True
+
+    async def _destination(self) -> Destination:
+        if not self._refused:
+            with suppress(StreamMoving):
+                return await self._prepare()
+        found = await patiently("send", self._prepare, self._instruments, limit=self._limits.send_timeout)
+        if self._refused and found.keys == self._keys:
+            raise StreamSealed(
+                f'Stream "{self._keys.stream}" takes nothing any more, but Redis knows of no other generation of it: '
+                "it has lost that. Do the last `runnel stream migrate` again."
+            )
+        return found
+
+    def _go_over(self, destination: Destination) -> None:
+        """Send what waits to another generation: all of it, so that equal keys keep their order."""
+        same = destination.keys.generation == self._keys.generation
+        self._keys = destination.keys
+        if same and destination.partition_count == self.partition_count:
+            return
+        self.partition_count = destination.partition_count
+        before, self._waiting = self._waiting, {}
+        self._lanes.clear()
+        for lane in before.values():
+            for (sent, _, since), entries, appended in lane.left():
+                if sent.done():
+                    continue
+                try:
+                    parts = divided(entries, appended, sent, destination.partition_of)
+                except RunnelError as error:
+                    sent.set_exception(error)
+                    continue
+                for partition, part, future in parts:
+                    there = self._waiting[partition] = self._lanes[partition]
+                    there.entries += part
+                    there.parcels.append((future, len(part), since))
 
     def _leave_out(self, partitions: Iterable[int]) -> None:
         """Forget what was given up or has failed, and lanes that have nothing left."""
@@ -351,6 +403,8 @@ class Producer:
                 stored = int(answer.detail)
                 self._instruments.announce(SequenceGap(self._keys.stream, batch.partition, stored, batch.sequence))
                 lane.confirmed = stored  # that is what there is; the batch is sent again
+            case AppendStatus.SEALED:
+                self._prepared, self._refused = False, True
             case AppendStatus.FULL:
                 self._wait_for_room(lane, batch.partition, answer.detail.decode())
 

@@ -13,6 +13,7 @@ from runnel.errors import ConfigurationError, RedisError
 __all__ = [
     "AT_ONCE",
     "MOVED",
+    "SEALED",
     "LogState",
     "check_durability",
     "command_calls",
@@ -27,7 +28,7 @@ __all__ = [
     "log_state",
     "metadata",
     "position",
-    "publish_moved",
+    "publish",
     "read",
     "registered_processors",
     "server_facts",
@@ -214,11 +215,15 @@ MOVED = b"moved"
 """What a member is told on its channel when somebody has moved positions by hand."""
 
 
-async def publish_moved(link: Link, keys: ControlKeys) -> None:
-    """Tell all members of a group that positions were moved."""
+SEALED = b"sealed"
+"""What a member is told on its channel when the stream has another generation."""
+
+
+async def publish(link: Link, keys: ControlKeys, message: bytes) -> None:
+    """Tell all members of a group something: :data:`MOVED` or :data:`SEALED`."""
     for member in await connected_members(link, keys):
         channel = keys.wake(member)
-        await link.at(channel).call("SPUBLISH", channel, MOVED)
+        await link.at(channel).call("SPUBLISH", channel, message)
 
 
 async def server_facts(line: Line, *sections: str) -> dict[str, str]:

@@ -362,6 +362,7 @@ class AppendStatus(str, Enum):
     DUP = "DUP"
     GAP = "GAP"
     FULL = "FULL"
+    SEALED = "SEALED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +407,7 @@ async def append(
         expiry: milliseconds after which an unused sequence is forgotten.
         confirm: where the entries must be stored.
     """
-    names = [keys.registered(slot_group)]
+    names = [keys.registered(slot_group), keys.sealed(slot_group)]
     arguments: list[Any] = [limit, "trim" if trim else "guard", expiry, keys.positions_prefix(slot_group)]
     for batch in batches:
         names += (keys.log(batch.partition), keys.sequence(batch.partition, batch.producer))
@@ -448,10 +449,10 @@ async def reset(
 
 
 async def declare(link: Link, keys: StreamKeys, properties: Mapping[str, str]) -> dict[str, str]:
-    """Store the properties of a stream if it has none yet. Returns the stored ones."""
+    """Store the properties of a stream if it has none yet. Returns all that is stored of it."""
     flat = [word for item in properties.items() for word in item]
     answer = await _declare(link, (keys.metadata,), flat)
-    return {name: value.decode() for name, value in zip(properties, answer, strict=True)}
+    return {name.decode(): value.decode() for name, value in zip(answer[::2], answer[1::2], strict=True)}
 
 
 async def claim(link: Link, app: str, task: str, tick: int) -> bool:

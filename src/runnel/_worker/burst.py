@@ -3,7 +3,7 @@
 import asyncio
 
 from runnel._redis.backlog import Backlog, remaining
-from runnel._redis.keys import ControlKeys
+from runnel._redis.generations import generations_of
 from runnel._redis.patience import patiently
 from runnel._worker.worker import Worker
 
@@ -26,16 +26,18 @@ async def nothing_left(worker: Worker) -> dict[str, Backlog]:
     link = app.endpoint.link()
 
     async def look() -> list[Backlog]:
-        return [
-            await remaining(
-                link,
-                processor.stream.keys,
-                ControlKeys.of(app.name, processor.stream.name, processor.name),
-                processor.name,
-                processor.stream.partition_count,
-            )
-            for processor in worker.processors
-        ]
+        found = []
+        for processor in worker.processors:
+            stream, name = processor.stream, processor.name
+            generations = await generations_of(link, stream.keys)
+            if generations is None or generations.moving or generations.moved:
+                continue
+            at = generations.of_processor(stream.keys.group_name(name)).number
+            for one in generations.existing:
+                if one.number >= at:
+                    keys = stream.keys_of(one)
+                    found.append(await remaining(link, keys, keys.control(name), name, one.partition_count))
+        return found
 
     try:
         before: list[Backlog] = []

@@ -16,7 +16,7 @@ from runnel._core.lease import Lease
 from runnel._core.slow import InProgress, SlowEvents
 from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
-from runnel._redis.queries import MOVED
+from runnel._redis.queries import MOVED, SEALED
 from runnel._redis.scripts import Beat, Op, Seat, heartbeat, note_slow
 from runnel.errors import RunnelError
 from runnel.instruments import Instruments, MemberEvicted, MemberJoined, TaskFailed
@@ -42,9 +42,11 @@ class Holder:
         lease: how long what was granted may be acted on.
         on_beat: called on the worker's event loop with every answer.
         on_moved: called there when somebody has moved positions by hand.
+        on_sealed: called there when the stream has another generation.
         in_progress: called on the heartbeat thread: which events are being processed.
         watch: runs on the heartbeat thread, with a connection on which no heartbeat waits.
         draining: the worker wants to hand everything back and leave.
+        retired: it has, although the worker goes on: leave now.
         releases: partitions with their tokens that were handed back, until the coordinator has confirmed it.
         floor: new tokens must be above it.
     """
@@ -57,15 +59,16 @@ class Holder:
         self.lease = Lease(seat.session / 1000)
         self.on_beat = on_beat
         self.on_moved = on_moved
+        self.on_sealed: Callable[[], None] | None = None
         self.in_progress: Callable[[], list[InProgress]] | None = None
         self.watch: Callable[[Link], Coroutine[Any, Any, None]] | None = None
-        self.draining = False
+        self.draining = self.retired = False
         self.releases: list[tuple[int, int]] = []
         self.floor = 0
         self.joined = self.evicted = False
         self.settled = False
         self.epoch = ""
-        self.wake: asyncio.Event
+        self.wake = asyncio.Event()
 
     @property
     def channel(self) -> str:
@@ -101,14 +104,17 @@ class Heartbeats:
         fail: called on the worker's event loop when the thread fails, because of an error of ours.
         """
         self._endpoint = endpoint
-        self._holders = holders
+        self._holders = list(holders)
         self._interval = interval
         self._instruments = instruments
         self._fail = fail
         self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
         self._started = threading.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
+        self._link: Link
+        self._notes: Link
 
     def start(self) -> None:
         """Start, from the worker's event loop."""
@@ -120,6 +126,16 @@ class Heartbeats:
         """There is something to tell the coordinator now. From any thread."""
         with suppress(RuntimeError):  # the thread has ended
             self._loop.call_soon_threadsafe(holder.wake.set)
+
+    def add(self, holder: Holder) -> None:
+        """One more seat, from the worker's event loop."""
+        with suppress(RuntimeError):  # the thread has ended
+            self._loop.call_soon_threadsafe(self._begin, [holder])
+
+    def retire(self, holder: Holder) -> None:
+        """Leave the group of a seat that holds nothing any more. From the worker's event loop."""
+        holder.retired = True
+        self.nudge(holder)
 
     def responds(self, patience: float) -> bool:
         """Whether the thread does something when it is asked to, within ``patience`` seconds. From another thread."""
@@ -143,39 +159,48 @@ class Heartbeats:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        for holder in self._holders:
-            holder.wake = asyncio.Event()
+        self._link, self._notes = self._endpoint.link(), self._endpoint.link()  # no heartbeat waits for a note
+        holders, self._holders = self._holders, []
+        self._begin(holders)
         self._started.set()
-        link, notes = self._endpoint.link(), self._endpoint.link()  # no heartbeat waits for a note
-        by_channel = {holder.channel: holder for holder in self._holders}
-        tasks = [
-            asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
-            for channels in self._endpoint.together(by_channel)
-        ]
-        tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
-        tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
-        tasks += [asyncio.create_task(holder.watch(notes)) for holder in self._holders if holder.watch is not None]
-        for task in tasks:
-            task.add_done_callback(self._task_ended)
         await self._stopping.wait()
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(RunnelError, TimeoutError):
             async with asyncio.timeout(LEAVE_TIMEOUT):
                 for holder in self._holders:
                     if holder.joined:
-                        await heartbeat(link, holder.seat, Op.LEAVE, releases=tuple(holder.releases))
-        await link.close()
-        await notes.close()
+                        await heartbeat(self._link, holder.seat, Op.LEAVE, releases=tuple(holder.releases))
+        await self._link.close()
+        await self._notes.close()
+
+    def _begin(self, holders: Sequence[Holder]) -> None:
+        """Heartbeat for these seats, with as few subscribed connections as there can be."""
+        self._holders += holders
+        by_channel = {holder.channel: holder for holder in holders}
+        own: dict[str, list[asyncio.Task[None]]] = {channel: [] for channel in by_channel}
+        tasks: list[asyncio.Task[None]] = []
+        for channels in self._endpoint.together(by_channel):
+            listening = asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
+            (tasks if len(channels) > 1 else own[channels[0]]).append(listening)
+        for channel, holder in by_channel.items():
+            if holder.in_progress is not None:
+                own[channel].append(asyncio.create_task(self._note_slow(self._notes, holder)))
+            if holder.watch is not None:
+                own[channel].append(asyncio.create_task(holder.watch(self._notes)))
+            tasks += [*own[channel], asyncio.create_task(self._beat(self._link, holder, own[channel]))]
+        for task in tasks:
+            task.add_done_callback(self._task_ended)
+        self._tasks += tasks
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             with suppress(RuntimeError):  # the worker's loop is closed already
                 self._worker_loop.call_soon_threadsafe(self._failed, error)
 
-    async def _beat(self, link: Link, holder: Holder) -> None:
-        """Heartbeat for one seat, for ever.
+    async def _beat(self, link: Link, holder: Holder, others: Sequence[asyncio.Task[None]]) -> None:
+        """Heartbeat for one seat, for as long as the worker has it.
 
         1. Tell the coordinator what was released.
         2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
@@ -183,8 +208,9 @@ class Heartbeats:
         3. Hand the answer to the worker's loop.
         4. Sleep until the next is due, or somebody wakes us. After an answer that was late, the next is due at once: it
            counts from now.
+        5. The seat is given up while the worker goes on: leave, and end the other tasks that it has for itself.
         """
-        while True:
+        while not holder.retired:
             holder.wake.clear()
             releases = tuple(holder.releases)
             op = holder.op
@@ -213,6 +239,7 @@ class Heartbeats:
                 if not holder.joined:
                     holder.joined, holder.evicted = True, False
                     self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
+                    self._sealed(holder)  # who is no member is not told
                 holder.epoch = beat.epoch
                 if beat.full:
                     holder.settled = beat.waiting == 0 and not beat.revoked
@@ -233,6 +260,16 @@ class Heartbeats:
             with suppress(TimeoutError):  # 4
                 async with asyncio.timeout(delay):
                     await holder.wake.wait()
+        releases = tuple(holder.releases)
+
+        async def leave() -> Beat:
+            return await heartbeat(link, holder.seat, Op.LEAVE, releases=releases)
+
+        with suppress(RunnelError):
+            await patiently("heartbeat", leave, self._instruments, limit=LEAVE_TIMEOUT)  # 5
+        holder.joined = False
+        for task in others:
+            task.cancel()
 
     async def _note_slow(self, link: Link, holder: Holder) -> None:
         """Let operators see which events take long. On this thread, because they may be blocking the other."""
@@ -256,6 +293,7 @@ class Heartbeats:
                 await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)
                 for holder in by_channel.values():  # what was published while nobody listened is lost
                     holder.wake.set()
+                    self._sealed(holder)
                 with suppress(RunnelError):
                     while True:
                         channel, message = await listener.message()
@@ -263,8 +301,16 @@ class Heartbeats:
                         holder.wake.set()
                         if message == MOVED and holder.on_moved is not None:
                             self._worker_loop.call_soon_threadsafe(holder.on_moved)
+                        elif message == SEALED:
+                            self._sealed(holder)
         finally:
             await listener.close()
+
+    def _sealed(self, holder: Holder) -> None:
+        """There is, or may be, another generation of the stream."""
+        if holder.on_sealed is not None:
+            with suppress(RuntimeError):  # the worker's loop is closed: it was aborted
+                self._worker_loop.call_soon_threadsafe(holder.on_sealed)
 
     # On the worker's loop
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from runnel._core.generations import Generation
 from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState
 from runnel._core.read_ahead import ReadAhead
@@ -13,6 +14,7 @@ from runnel._core.reconcile import reconcile
 from runnel._core.slow import InProgress
 from runnel._core.tracebacks import user_traceback
 from runnel._redis import scripts
+from runnel._redis.durability import confirmation
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
@@ -20,6 +22,7 @@ from runnel._redis.scripts import Acquired, Beat, Seat, Stale
 from runnel._worker.consumer import PartitionConsumer
 from runnel._worker.heartbeats import Heartbeats, Holder
 from runnel._worker.slot_groups import SlotGroups
+from runnel._worker.succession import Succession
 from runnel._worker.watchdog import Watchdog
 from runnel.feed import Feed
 from runnel.instruments import (
@@ -64,6 +67,8 @@ class Member:
 
     Attributes:
         processor: whose partitions.
+        generation: of the stream, to which they belong.
+        keys: of that generation.
         holder: the seat, shared with the heartbeat thread.
         processed: events acknowledged in partitions that are not ours any more.
         released: partitions handed back.
@@ -75,6 +80,7 @@ class Member:
         self,
         name: str,
         processor: Processor[Any],
+        generation: Generation,
         endpoint: Endpoint,
         settings: Settings,
         instruments: Instruments,
@@ -86,6 +92,7 @@ class Member:
         """Arguments:
         name: of the worker, and so of its members.
         processor: what to run.
+        generation: of its stream.
         endpoint: where Redis is.
         settings: of the app.
         instruments: where to announce.
@@ -93,8 +100,9 @@ class Member:
         fail: ends the worker at once because of an error of ours.
         measured: whether to measure the processing.
         """
-        stream = processor.stream
         self.processor = processor
+        self.generation = generation
+        self.keys = processor.stream.keys_of(generation)
         self._halt = halt
         self._fail = fail
         self.processed = 0
@@ -102,23 +110,22 @@ class Member:
         self.rebalances = 0
         self.meter = Meter() if measured else None
         self._epoch = ""
+        self._succession = Succession(processor, generation, instruments)
         self._instruments = instruments
-        control = ControlKeys.of(settings.name, stream.name, processor.name)
+        control = self.keys.control(processor.name)
+        terms = seat(control, name, generation.partition_count, settings)
         self.holder = Holder(
             processor.name,
-            replace(
-                seat(control, name, stream.partition_count, settings),
-                grace=int(processor.grace_period * 1000),
-                slot_groups=stream.keys.slot_groups,
-            ),
+            replace(terms, grace=int(processor.grace_period * 1000), slot_groups=generation.slot_groups),
             self._on_beat,
             self._on_moved,
         )
         self.holder.in_progress = self._in_progress
         self._watchdog = Watchdog(
-            processor.name, stream.keys, control, processor.stall_timeout, self._at_work, instruments
+            processor.name, self.keys, control, processor.stall_timeout, self._at_work, instruments
         )
         self.holder.watch = self._watchdog.run
+        self.holder.on_sealed = self._succession.look
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
@@ -127,10 +134,11 @@ class Member:
         self._slot_groups = SlotGroups(
             endpoint,
             self._link,
-            stream,
+            self.keys,
             processor.name,
             name,
             ahead,
+            confirmation(processor.stream.options.durability),
             verdicts=self,
             instruments=instruments,
             loop_ended=self._loop_ended,
@@ -173,6 +181,21 @@ class Member:
         if not loop.cancelled() and (error := loop.exception()) is not None:
             self.announce(TaskFailed(loop.get_name(), error))
             self._fail(error)
+
+    async def successor(self) -> Generation | None:
+        """Wait until there is nothing left to do in this generation; returns the one to go on with, if there is one."""
+        return await self._succession.wait(self._link)
+
+    def take_over(self, other: "Member") -> None:
+        """Go on counting where the seat in the generation before has ended."""
+        self.processed, self.released, self.rebalances = other.processed, other.released, other.rebalances
+        self.meter = other.meter
+
+    async def retire(self) -> None:
+        """Leave the group in good order, while the worker goes on."""
+        await self.drain()
+        self._heartbeats.retire(self.holder)
+        await self.close()
 
     async def drain(self) -> None:
         """Hand everything back in good order. Ends when nothing is held any more."""
@@ -271,7 +294,7 @@ class Member:
             self._slot_groups.committer(consumer.feed.partition).probe(consumer.feed)
 
     def _begin(self, partition: int, token: int, *, quarantined: bool, paused: bool) -> None:
-        log = self.processor.stream.keys.log(partition)
+        log = self.keys.log(partition)
         feed = Feed(partition, token, log, self.holder.lease)
         committer = self._slot_groups.committer(partition)
         feed.on_done = committer.mark
@@ -312,7 +335,7 @@ class Member:
 
     async def _look_for_losses(self) -> None:
         """Notice entries that were removed unread while we run; `acquire` notices those that were before."""
-        keys = self.processor.stream.keys
+        keys = self.keys
         while True:
             await asyncio.sleep(LOSSES_INTERVAL)
             by_group: dict[int, list[Feed]] = {}
@@ -340,7 +363,7 @@ class Member:
 
     async def _count_loss(self, feed: Feed, entries: int, removed: int) -> bool:
         """For operators, who look later. False if the partition is not ours: who owns it knows better."""
-        keys, name, member = self.processor.stream.keys, self.processor.name, self.holder.seat.member
+        keys, name, member = self.keys, self.processor.name, self.holder.seat.member
 
         async def attempt() -> bool:
             return await scripts.count_loss(
@@ -357,12 +380,10 @@ class Member:
 
     async def acquire(self, feed: Feed) -> Acquired | Stale:
         """Fence the previous owner and learn the position."""
-        stream, member = self.processor.stream, self.holder.seat.member
+        keys, member = self.keys, self.holder.seat.member
 
         async def attempt() -> Acquired | Stale:
-            return await scripts.acquire(
-                self._link, stream.keys, self.processor.name, feed.partition, feed.token, member
-            )
+            return await scripts.acquire(self._link, keys, self.processor.name, feed.partition, feed.token, member)
 
         return await patiently("acquire", attempt, self._instruments)
 

@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from runnel._core.read_ahead import ReadAhead
-from runnel._redis.durability import confirmation
+from runnel._redis.durability import Confirmation
+from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Endpoint, Link
 from runnel._worker.committer import Committer, Verdicts
 from runnel._worker.reader import Reader
 from runnel.feed import Feed
 from runnel.instruments import Instruments
-from runnel.streams import Stream
 
 __all__ = ["SlotGroups"]
 
@@ -38,10 +37,11 @@ class SlotGroups:
         self,
         endpoint: Endpoint,
         link: Link,
-        stream: Stream[Any],
+        keys: StreamKeys,
         processor: str,
         member: str,
         ahead: ReadAhead,
+        confirm: Confirmation,
         verdicts: Verdicts,
         instruments: Instruments,
         loop_ended: Callable[[asyncio.Task[None]], None],
@@ -49,10 +49,11 @@ class SlotGroups:
         """Arguments:
         endpoint: where Redis is, for the connections of the readers.
         link: of the member; for committing.
-        stream: what is read.
+        keys: of what is read.
         processor: for whom.
         member: its name.
         ahead: decides how much all of them together read at a time.
+        confirm: where positions must be stored.
         verdicts: who must know when a commit is refused.
         instruments: where to announce.
         loop_ended: called when a task that should not end has.
@@ -60,10 +61,11 @@ class SlotGroups:
         self._loop_ended = loop_ended
         self._endpoint = endpoint
         self._link = link
-        self._stream = stream
+        self._keys = keys
         self._processor = processor
         self._member = member
         self._ahead = ahead
+        self._confirm = confirm
         self._verdicts = verdicts
         self._instruments = instruments
         self._groups: dict[int, _SlotGroup] = {}
@@ -101,7 +103,7 @@ class SlotGroups:
                 self.committer(feed.partition).probe(feed)
 
     def _of(self, partition: int) -> _SlotGroup:
-        number = self._stream.keys.slot_group(partition)
+        number = self._keys.slot_group(partition)
         group = self._groups.get(number)
         if group is None:
             group = self._groups[number] = self._begin(number)
@@ -112,11 +114,11 @@ class SlotGroups:
         reader = Reader(link, self._link, self._ahead, self._instruments, self._feeds, self._lost_sight)
         committer = Committer(
             self._link,
-            self._stream.keys,
+            self._keys,
             number,
             self._processor,
             self._member,
-            confirmation(self._stream.options.durability),
+            self._confirm,
             self._verdicts,
             self._instruments,
         )

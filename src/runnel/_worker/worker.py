@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from runnel._core.generations import Generation, Generations
 from runnel._redis.queries import server_version
 from runnel._worker.background import Background
 from runnel._worker.heartbeats import Heartbeats
 from runnel._worker.member import Member
 from runnel.app import App
 from runnel.errors import UnknownProcessor, did_you_mean
-from runnel.instruments import WorkerStarted, WorkerStopped, WorkerStopping
+from runnel.instruments import TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping
 from runnel.processors import Processor
 
 __all__ = ["Worker", "select_processors"]
@@ -82,6 +83,7 @@ class Worker:
         self.members: list[Member] = []
         self._measured = measured
         self._heartbeats: Heartbeats | None = None
+        self._generations: dict[str, Generations] = {}
 
     @property
     def stopping(self) -> bool:
@@ -117,7 +119,7 @@ class Worker:
         try:
             self.server = await server_version(link)
             for stream in {processor.stream.name: processor.stream for processor in self.processors}.values():
-                await stream.declare(link)
+                self._generations[stream.name] = await stream.declare(link)
         finally:
             await link.close()
 
@@ -140,15 +142,7 @@ class Worker:
         if not self.server:
             await self.prepare()
         app, endpoint = self.app, self.app.endpoint
-        self.members = [
-            Member(
-                *(self.name, processor, endpoint, app.settings, app.instruments),
-                self._halt,
-                self._fail,
-                measured=self._measured,
-            )
-            for processor in self.processors
-        ]
+        self.members = [self._member(processor, self._begins_with(processor)) for processor in self.processors]
         background = Background(self.name, app.tasks, endpoint, app.settings, app.instruments)
         holders = [member.holder for member in self.members]
         if background.holder is not None:
@@ -158,10 +152,16 @@ class Worker:
         heartbeats.start()  # 1
         for member in self.members:
             member.start(heartbeats)
+        successions = [asyncio.create_task(self._succeed(member)) for member in self.members]
+        for succession in successions:
+            succession.add_done_callback(self._succession_ended)
         background.start(heartbeats)
         app.instruments.announce(WorkerStarted(self.name, tuple(p.name for p in self.processors)))
 
         await self._stop.wait()  # 2
+        for succession in successions:
+            succession.cancel()
+        await asyncio.gather(*successions, return_exceptions=True)
         stopping_since = time.monotonic()
         in_flight = sum(member.in_flight for member in self.members)
         app.instruments.announce(WorkerStopping(self.name, self._reason, in_flight))
@@ -190,6 +190,45 @@ class Worker:
         if self.failure is not None:
             return 1
         return 130 if self._aborted.is_set() else 0
+
+    def _begins_with(self, processor: Processor[Any]) -> Generation:
+        stream = processor.stream
+        return self._generations[stream.name].of_processor(stream.keys.group_name(processor.name))
+
+    def _member(self, processor: Processor[Any], generation: Generation) -> Member:
+        app = self.app
+        return Member(
+            *(self.name, processor, generation, app.endpoint, app.settings, app.instruments),
+            self._halt,
+            self._fail,
+            measured=self._measured,
+        )
+
+    async def _succeed(self, member: Member) -> None:
+        """Move a seat from one generation of its stream to the next, until that is moved to another server.
+
+        1. Wait until everything in this one is processed, by whomever.
+        2. Hand back the partitions, which are empty, and leave their group.
+        3. Join that of the next one.
+        """
+        while True:
+            generation = await member.successor()  # 1
+            await member.retire()  # 2
+            if generation is None:
+                return
+            successor = self._member(member.processor, generation)
+            successor.take_over(member)
+            self.members[self.members.index(member)] = successor
+            assert self._heartbeats is not None
+            self._heartbeats.add(successor.holder)  # 3
+            successor.start(self._heartbeats)
+            member = successor
+
+    def _succession_ended(self, task: asyncio.Task[None]) -> None:
+        """Better to end than to stay behind: others take over."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.app.instruments.announce(TaskFailed("runnel-succession", error))
+            self._fail(error)
 
     async def _drain(self, background: Background) -> None:
         await asyncio.gather(background.stop(), *(member.drain() for member in self.members))

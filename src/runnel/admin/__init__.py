@@ -13,9 +13,19 @@ from runnel.admin.dead_letters import (
     replay_dead_letters,
 )
 from runnel.admin.deletion import Deletion, delete_processor, plan_deletion
+from runnel.admin.description import Description, GenerationDescription, PartitionDescription, describe_stream
 from runnel.admin.doctor import examine
 from runnel.admin.findings import Finding
 from runnel.admin.losses import Losses, acknowledge_losses
+from runnel.admin.migration import (
+    Migration,
+    Remaining,
+    begin_migration,
+    plan_migration,
+    purge_generations,
+    watch_migration,
+)
+from runnel.admin.moving import Move, Moved, move_stream, plan_move
 from runnel.admin.pausing import pause_processor, resume_processor
 from runnel.admin.positions import Reset, Shift, apply_reset, plan_reset
 from runnel.admin.quarantine import (
@@ -44,14 +54,21 @@ from runnel.admin.tail import key_of, tail_of
 __all__ = [
     "DeadLetter",
     "Deletion",
+    "Description",
     "Finding",
+    "GenerationDescription",
     "Losses",
     "MemberStatus",
+    "Migration",
+    "Move",
+    "Moved",
+    "PartitionDescription",
     "PartitionStatus",
     "Plan",
     "ProcessorStatus",
     "Quarantine",
     "Rate",
+    "Remaining",
     "Reset",
     "Shift",
     "Skipped",
@@ -61,18 +78,24 @@ __all__ = [
     "StreamStatus",
     "acknowledge_losses",
     "apply_reset",
+    "begin_migration",
     "delete_processor",
+    "describe_stream",
     "examine",
     "failed_events",
     "key_of",
     "list_dead_letters",
     "list_quarantines",
+    "move_stream",
     "pause_processor",
     "plan_deletion",
+    "plan_migration",
+    "plan_move",
     "plan_purge",
     "plan_replay",
     "plan_reset",
     "purge_dead_letters",
+    "purge_generations",
     "replay_dead_letters",
     "resume_processor",
     "retry_quarantine",
@@ -80,5 +103,6 @@ __all__ = [
     "skip_quarantine",
     "status_of",
     "tail_of",
+    "watch_migration",
     "watch_status",
 ]

@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from runnel._core.generations import Generation
+from runnel._redis.generations import generations_of
 from runnel._redis.link import Link
 from runnel.app import App
 from runnel.errors import NoSuchPlace, UnknownProcessor, did_you_mean
 from runnel.processors import Processor
 from runnel.streams import Stream
 
-__all__ = ["chosen_partitions", "connected", "processor_of"]
+__all__ = ["chosen_partitions", "connected", "generation_of", "processor_of"]
 
 
 @asynccontextmanager
@@ -37,17 +39,29 @@ def processor_of(app: App, name: str) -> Processor[Any]:
     return app.processors[name]
 
 
-def chosen_partitions(stream: Stream[Any], partitions: Iterable[int] | None) -> list[int]:
-    """The partitions of a stream, or those that were named, each once and in order.
+async def generation_of(link: Link, stream: Stream[Any], processor: str) -> Generation:
+    """The generation of a stream that a processor is at; of what was never used, the first one."""
+    found = await generations_of(link, stream.keys)
+    return stream.generation if found is None else found.of_processor(stream.keys.group_name(processor))
+
+
+def chosen_partitions(
+    stream: Stream[Any], partitions: Iterable[int] | None, generation: Generation | None = None
+) -> list[int]:
+    """The partitions of a generation of a stream, or those that were named, each once and in order.
+
+    Arguments:
+        stream: the stream.
+        partitions: their numbers; ``None`` for all.
+        generation: default: the one in use.
 
     Raises:
         NoSuchPlace: one does not exist.
     """
+    count = (generation or stream.generation).partition_count
     if partitions is None:
-        return list(range(stream.partition_count))
+        return list(range(count))
     for partition in partitions:
-        if not 0 <= partition < stream.partition_count:
-            raise NoSuchPlace(
-                f'Stream "{stream.name}" has the partitions 0 to {stream.partition_count - 1}, but not {partition}.'
-            )
+        if not 0 <= partition < count:
+            raise NoSuchPlace(f'Stream "{stream.name}" has the partitions 0 to {count - 1}, but not {partition}.')
     return sorted(set(partitions))

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from runnel._core.generations import Generations
 from runnel._redis import queries, scripts
-from runnel._redis.keys import ControlKeys
+from runnel._redis.generations import forget_processor
 from runnel.admin.access import connected
 from runnel.admin.status import look_at
 from runnel.app import App
@@ -44,9 +45,13 @@ async def plan_deletion(app: App, processor: str) -> Deletion:
     """
     async with connected(app) as link:
         registered: dict[str, str] = {}
+        found: dict[str, Generations] = {}
         for stream in app.streams.values():
-            if await stream.check(link):
-                registered |= dict.fromkeys(await queries.registered_processors(link, stream.keys), stream.name)
+            if generations := await stream.check(link):
+                found[stream.name] = generations
+                for one in generations.existing:
+                    names = await queries.registered_processors(link, stream.keys_of(one))
+                    registered |= dict.fromkeys(names, stream.name)
         declared = processor in app.processors
         if processor not in registered:
             if declared:
@@ -57,9 +62,9 @@ async def plan_deletion(app: App, processor: str) -> Deletion:
                 f"streams.{did_you_mean(processor, known)}"
             )
         stream = app.streams[registered[processor]]
-        found = await look_at(link, stream, processor, range(stream.partition_count))
-        workers = tuple(member.name for member in found.members if member.state != "silent")
-        return Deletion(processor, stream.name, declared, found.lag, workers)
+        state = await look_at(link, stream, processor, found[stream.name])
+        workers = tuple(member.name for member in state.members if member.state != "silent")
+        return Deletion(processor, stream.name, declared, state.lag, workers)
 
 
 async def delete_processor(app: App, deletion: Deletion) -> None:
@@ -71,14 +76,22 @@ async def delete_processor(app: App, deletion: Deletion) -> None:
     """
     stream = app.streams[deletion.stream]
     async with connected(app) as link:
-        await stream.check(link)
-        # The group first: while it has members, nothing is forgotten.
-        alive = await scripts.forget_group(link, ControlKeys.of(app.name, stream.name, deletion.processor))
+        generations = await stream.check(link)
+        existing = () if generations is None else generations.existing
+        # The groups first: while they have members, nothing is forgotten.
+        alive = [
+            name
+            for generation in existing
+            for name in await scripts.forget_group(link, stream.keys_of(generation).control(deletion.processor))
+        ]
         if alive:
             raise ProcessorInUse(
                 f'"{deletion.processor}" is run by {", ".join(alive)}. Stop its workers first; one that has crashed '
                 "counts until its session timeout has passed."
             )
-        for slot_group in range(stream.keys.slot_groups):
-            partitions = [p for p in range(stream.partition_count) if stream.keys.slot_group(p) == slot_group]
-            await scripts.forget_positions(link, stream.keys, deletion.processor, slot_group, partitions)
+        for generation in existing:
+            keys = stream.keys_of(generation)
+            for slot_group in range(keys.slot_groups):
+                partitions = [p for p in range(generation.partition_count) if keys.slot_group(p) == slot_group]
+                await scripts.forget_positions(link, keys, deletion.processor, slot_group, partitions)
+        await forget_processor(link, stream.keys, deletion.processor)

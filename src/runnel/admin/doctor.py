@@ -92,10 +92,16 @@ def _settings(app: App) -> list[Finding]:
 
 async def _stream(link: Link, app: App, stream: Stream[Any], called: Mapping[str, str]) -> list[Finding]:
     try:
-        if not await stream.check(link):
+        generations = await stream.check(link)
+        if generations is None:
             return []  # never used
     except MetadataMismatch as error:
         return [Finding(str(error), "Until then, nothing can be said about its processors.")]
+    if address := generations.moved or generations.moving:
+        cure = "Use that server: redis_url in App(...), RUNNEL_REDIS_URL, or --redis-url."
+        if not generations.moved:
+            cure = "If nobody moves it any more, finish that: runnel stream migrate with --to and --execute."
+        return [Finding(f'The stream "{stream.name}" is moved to {address}.', cure)]
     found = []
     declared = [name for name, processor in app.processors.items() if processor.stream is stream]
     for name in await queries.registered_processors(link, stream.keys):
@@ -109,7 +115,7 @@ async def _stream(link: Link, app: App, stream: Stream[Any], called: Mapping[str
                 )
             )
     for name in declared:
-        status = await look_at(link, stream, name, range(stream.partition_count))
+        status = await look_at(link, stream, name, generations)
         call = called.get(name, name)
         found += _workers(app, status)
         found += await _sessions(link, app, status)
@@ -148,7 +154,7 @@ def _workers(app: App, status: ProcessorStatus) -> list[Finding]:
 
 
 async def _sessions(link: Link, app: App, status: ProcessorStatus) -> list[Finding]:
-    group = await group_state(link, ControlKeys.of(app.name, status.stream, status.name))
+    group = await group_state(link, ControlKeys.of(app.name, status.stream, status.name, status.generation))
     ours = app.settings.session_timeout
     other = {member.name: member.session for member in group.members if abs(member.session - ours) > 0.001}
     return [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runnel._redis import scripts
-from runnel.admin.access import chosen_partitions, connected, processor_of
+from runnel.admin.access import chosen_partitions, connected, generation_of, processor_of
 from runnel.app import App
 
 __all__ = ["Losses", "acknowledge_losses"]
@@ -37,8 +37,9 @@ async def acknowledge_losses(app: App, processor: str, partitions: Sequence[int]
         RedisUnavailable: Redis cannot be reached. Repeat it: it can be done twice.
     """
     stream = processor_of(app, processor).stream
-    keys, chosen = stream.keys, chosen_partitions(stream, partitions)
     async with connected(app) as link:
+        generation = await generation_of(link, stream, processor)
+        keys, chosen = stream.keys_of(generation), chosen_partitions(stream, partitions, generation)
         looks = await scripts.look(link, keys, processor, chosen)
         return [
             Losses(partition, look.lost, look.rollbacks)

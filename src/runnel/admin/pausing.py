@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 
 from runnel._redis import scripts
 from runnel._redis.groups import group_state
-from runnel._redis.keys import ControlKeys
-from runnel.admin.access import connected, processor_of
+from runnel.admin.access import connected, generation_of, processor_of
 from runnel.app import App
 
 __all__ = ["pause_processor", "resume_processor"]
@@ -30,8 +29,11 @@ async def pause_processor(app: App, processor: str) -> bool:
     stream = processor_of(app, processor).stream
     details = {"since": datetime.now(UTC).isoformat(timespec="seconds"), "by": _who()}
     async with connected(app) as link:
-        keys = ControlKeys.of(app.name, stream.name, processor)
-        return await scripts.park(link, keys, scripts.ALL, b"", f"|{json.dumps(details)}".encode())
+        paused, generation = False, None
+        while (at := await generation_of(link, stream, processor)) != generation:  # it may have gone on meanwhile
+            generation, keys = at, stream.keys_of(at).control(processor)
+            paused = await scripts.park(link, keys, scripts.ALL, b"", f"|{json.dumps(details)}".encode())
+        return paused
 
 
 async def resume_processor(app: App, processor: str) -> bool:
@@ -46,7 +48,7 @@ async def resume_processor(app: App, processor: str) -> bool:
     """
     stream = processor_of(app, processor).stream
     async with connected(app) as link:
-        keys = ControlKeys.of(app.name, stream.name, processor)
+        keys = stream.keys_of(await generation_of(link, stream, processor)).control(processor)
         paused = (await group_state(link, keys)).paused
         return paused is not None and await scripts.park(link, keys, scripts.ALL, paused.raw, b"")
 

@@ -7,10 +7,10 @@ from runnel._core.entry_ids import BEGINNING
 from runnel._core.points import point
 from runnel._redis import queries, scripts
 from runnel._redis.groups import server_time
-from runnel._redis.keys import ControlKeys, StreamKeys
+from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.scripts import Look
-from runnel.admin.access import chosen_partitions, connected, processor_of
+from runnel.admin.access import chosen_partitions, connected, generation_of, processor_of
 from runnel.admin.lag import waiting
 from runnel.app import App
 
@@ -66,31 +66,33 @@ async def plan_reset(
         RedisUnavailable: Redis cannot be reached.
     """
     stream = processor_of(app, processor).stream
-    chosen = chosen_partitions(stream, partitions)
     async with connected(app) as link:
         if not isinstance(start, Shift):
             first = point(start, await server_time(link))
         if not await stream.check(link):
+            chosen_partitions(stream, partitions)
             return []
-        looks = await scripts.look(link, stream.keys, processor, chosen)
+        generation = await generation_of(link, stream, processor)
+        keys = stream.keys_of(generation)
+        looks = await scripts.look(link, keys, processor, chosen_partitions(stream, partitions, generation))
         resets = []
         for partition, look in looks.items():
             if not look.last:
                 continue  # nothing was ever sent there
             if isinstance(start, Shift):
-                offset = await _shifted(link, stream.keys, partition, look, start.by)
+                offset = await _shifted(link, keys, partition, look, start.by)
             elif first is None:
                 offset = look.last
             else:
-                offset = await queries.entry_before(link, stream.keys, partition, first) or BEGINNING
-            new_lag = await scripts.count_entries(link, stream.keys, partition, offset, look.last)
+                offset = await queries.entry_before(link, keys, partition, first) or BEGINNING
+            new_lag = await scripts.count_entries(link, keys, partition, offset, look.last)
             resets.append(
                 Reset(
                     partition,
                     None if look.offset is None else look.offset.decode(),
                     offset.decode(),
                     look.added - new_lag,
-                    await waiting(link, stream.keys, partition, look),
+                    await waiting(link, keys, partition, look),
                     new_lag,
                 )
             )
@@ -106,10 +108,10 @@ async def apply_reset(app: App, processor: str, resets: Sequence[Reset]) -> None
     """
     stream = processor_of(app, processor).stream
     async with connected(app) as link:
-        await stream.check(link)
+        keys = stream.keys_of(await generation_of(link, stream, processor))
         for reset in resets:
-            await scripts.reset(link, stream.keys, processor, reset.partition, reset.offset.encode(), reset.count)
-        await queries.publish_moved(link, ControlKeys.of(app.name, stream.name, processor))
+            await scripts.reset(link, keys, processor, reset.partition, reset.offset.encode(), reset.count)
+        await queries.publish(link, keys.control(processor), queries.MOVED)
 
 
 async def _shifted(link: Link, keys: StreamKeys, partition: int, look: Look, by: int) -> bytes:

@@ -7,9 +7,8 @@ from typing import Any
 from runnel._core.entry_ids import parse
 from runnel._redis import queries, scripts
 from runnel._redis.groups import Parked, group_state
-from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
-from runnel.admin.access import chosen_partitions, connected, processor_of
+from runnel.admin.access import chosen_partitions, connected, generation_of, processor_of
 from runnel.admin.dead_letters import patience_for, sinks
 from runnel.admin.lag import waiting
 from runnel.app import App
@@ -159,11 +158,11 @@ async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -
 
 async def _quarantines(link: Link, processor: Processor[Any], partitions: Sequence[int] | None) -> list[Quarantine]:
     stream = processor.stream
-    chosen = chosen_partitions(stream, partitions)
-    await stream.check(link)
-    group = await group_state(link, _control(processor))
+    generation = await generation_of(link, stream, processor.name)
+    keys, chosen = stream.keys_of(generation), chosen_partitions(stream, partitions, generation)
+    group = await group_state(link, keys.control(processor.name))
     marked = [partition for partition in chosen if partition in group.quarantined]
-    looks = await scripts.look(link, stream.keys, processor.name, marked)
+    looks = await scripts.look(link, keys, processor.name, marked)
     found = []
     for partition in marked:
         mark = group.quarantined[partition]
@@ -178,7 +177,7 @@ async def _quarantines(link: Link, processor: Processor[Any], partitions: Sequen
                 details["error"],
                 details["traceback"],
                 details["since"],
-                await waiting(link, stream.keys, partition, looks[partition]),
+                await waiting(link, keys, partition, looks[partition]),
                 mark,
             )
         )
@@ -198,10 +197,10 @@ async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine)
     stream, wanted = processor.stream, {event.encode() for event in quarantine.events}
     if not wanted:
         return []
-    await stream.check(link)
+    keys = stream.keys_of(await generation_of(link, stream, processor.name))
     first, last = quarantine.events[0].encode(), quarantine.events[-1].encode()
     found: list[Event[Any]] = []
-    while part := await queries.entries(link, stream.keys, quarantine.partition, first, last):
+    while part := await queries.entries(link, keys, quarantine.partition, first, last):
         found += [Event(stream.name, quarantine.partition, entry, stream.codec) for entry in part if entry[0] in wanted]
         first = b"(" + part[-1][0]
     return found
@@ -210,18 +209,16 @@ async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine)
 async def _move_behind(link: Link, processor: Processor[Any], quarantine: Quarantine) -> None:
     """Put the position behind the failed events, unless it is there or further already."""
     stream, partition = processor.stream, quarantine.partition
+    keys = stream.keys_of(await generation_of(link, stream, processor.name))
     last = quarantine.events[-1].encode()
-    look = (await scripts.look(link, stream.keys, processor.name, [partition]))[partition]
+    look = (await scripts.look(link, keys, processor.name, [partition]))[partition]
     if look.offset is None or parse(look.offset) >= parse(last):
         return
-    done = await scripts.count_entries(link, stream.keys, partition, look.offset, last)
-    await scripts.reset(link, stream.keys, processor.name, partition, last, look.count + done, expected=look.offset)
+    done = await scripts.count_entries(link, keys, partition, look.offset, last)
+    await scripts.reset(link, keys, processor.name, partition, last, look.count + done, expected=look.offset)
 
 
 async def _lift(link: Link, processor: Processor[Any], quarantine: Quarantine) -> bool:
     """End a quarantine, unless it has ended already, or the partition has failed anew."""
-    return await scripts.park(link, _control(processor), quarantine.partition, quarantine.mark.raw, b"")
-
-
-def _control(processor: Processor[Any]) -> ControlKeys:
-    return ControlKeys.of(processor.stream.app_name, processor.stream.name, processor.name)
+    keys = processor.stream.keys_of(await generation_of(link, processor.stream, processor.name))
+    return await scripts.park(link, keys.control(processor.name), quarantine.partition, quarantine.mark.raw, b"")

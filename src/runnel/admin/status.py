@@ -1,14 +1,14 @@
 """What runs, where it stands, and what is wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from runnel._core.generations import Generations
 from runnel._redis import queries, scripts
 from runnel._redis.groups import GroupState, MemberState, Parked, group_state, server_time
-from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel._redis.scripts import Look
 from runnel.admin.access import connected
@@ -113,7 +113,9 @@ class ProcessorStatus:
         paused_by: user and machine.
         members: its workers, in the order in which they came.
         partitions: of the stream; empty if nothing was sent yet and no worker has run.
-        rate: events per second; ``None`` at the first look.
+        rate: events per second; ``None`` at the first look, and at the first one at a generation.
+        generation: of the stream, to which the partitions belong.
+        later: events that wait in later generations, until those in this one are processed.
     """
 
     name: str
@@ -124,11 +126,13 @@ class ProcessorStatus:
     members: tuple[MemberStatus, ...]
     partitions: tuple[PartitionStatus, ...]
     rate: Rate | None = None
+    generation: int = 0
+    later: int = 0
 
     @property
     def lag(self) -> int:
         """Events that wait."""
-        return sum(partition.lag for partition in self.partitions)
+        return sum(partition.lag for partition in self.partitions) + self.later
 
     @property
     def oldest(self) -> float:
@@ -148,11 +152,19 @@ class ProcessorStatus:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """A stream: its partitions, the entries there are; ``None`` if nothing was sent yet and no worker has run."""
+    """A stream.
+
+    Attributes:
+        name: its name.
+        partition_count: of the generation in use.
+        entries: that there are, in all generations; ``None`` if nothing was sent yet and no worker has run.
+        moved: address of the server that it was moved to, or is being moved to; else empty.
+    """
 
     name: str
     partition_count: int
     entries: int | None
+    moved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +225,7 @@ def _with_rates(earlier: Status, later: Status) -> Status:
     processors = []
     for processor in later.processors:
         previous = before.get((processor.name, processor.stream))
-        if previous is None or seconds <= 0:
+        if previous is None or previous.generation != processor.generation or seconds <= 0:
             processors.append(processor)
             continue
         # A position that was moved back is no negative work.
@@ -239,29 +251,37 @@ async def _status(link: Link, app: App) -> Status:
         exists = await stream.check(link)
         registered = await queries.registered_processors(link, stream.keys) if exists else []
         entries: int | None = None
-        if exists:
-            entries = sum([await queries.length(link, stream.keys, p) for p in range(stream.partition_count)])
-        streams.append(StreamStatus(name, stream.partition_count, entries))
-        for processor_name in [*declared, *(other for other in registered if other not in declared)]:
-            partitions = range(stream.partition_count) if exists else range(0)
-            processors.append(
-                await look_at(link, stream, processor_name, partitions, declared=processor_name in declared)
-            )
+        for one in () if exists is None else exists.existing:
+            keys = stream.keys_of(one)
+            lengths = [await queries.length(link, keys, p) for p in range(one.partition_count)]
+            entries = sum(lengths, entries or 0)
+        moved = "" if exists is None else exists.moved or exists.moving
+        streams.append(StreamStatus(name, stream.partition_count, entries, moved))
+        names = [*declared, *(other for other in registered if other not in declared)]
+        processors += [await look_at(link, stream, one, exists, declared=one in declared) for one in names]
     version = await queries.server_version(link)
     return Status(app.name, version, await server_time(link), tuple(streams), tuple(processors))
 
 
 async def look_at(
-    link: Link, stream: Stream[Any], processor: str, partitions: Sequence[int], *, declared: bool = True
+    link: Link, stream: Stream[Any], processor: str, generations: Generations | None, *, declared: bool = True
 ) -> ProcessorStatus:
-    """The state of one processor, and of some of its partitions."""
-    group = await group_state(link, ControlKeys.of(stream.app_name, stream.name, processor))
-    looks = await scripts.look(link, stream.keys, processor, partitions)
+    """The state of one processor, and of its partitions; none if the stream was never used."""
+    generation, later = stream.generation, 0
+    if generations is not None:
+        generation = generations.of_processor(stream.keys.group_name(processor))
+        for one in generations.existing:
+            if one.number > generation.number:
+                keys = stream.keys_of(one)
+                later += sum([await queries.length(link, keys, p) for p in range(one.partition_count)])
+    keys, partitions = stream.keys_of(generation), range(0 if generations is None else generation.partition_count)
+    group = await group_state(link, keys.control(processor))
+    looks = await scripts.look(link, keys, processor, partitions)
     now = await server_time(link)
     found = []
     for partition in partitions:
         look = looks[partition]
-        found.append(_partition(partition, group, look, await waiting(link, stream.keys, partition, look), now))
+        found.append(_partition(partition, group, look, await waiting(link, keys, partition, look), now))
     members = tuple(
         MemberStatus(
             member.name,
@@ -273,7 +293,9 @@ async def look_at(
     )
     paused = None if group.paused is None else max(0.0, now - since(group.paused))
     by = None if group.paused is None else group.paused.details["by"]
-    return ProcessorStatus(processor, stream.name, declared, paused, by, members, tuple(found))
+    return ProcessorStatus(
+        processor, stream.name, declared, paused, by, members, tuple(found), generation=generation.number, later=later
+    )
 
 
 def is_silent(member: MemberState) -> bool:

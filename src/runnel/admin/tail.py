@@ -51,7 +51,6 @@ async def tail_of(
         MetadataMismatch: the stream is stored with other properties.
         RedisUnavailable: Redis cannot be reached.
     """
-    chosen = chosen_partitions(stream, partitions)
     async with connected(app) as link:
         begin = b"-" if start is None else point(start, await server_time(link))
         if not await stream.check(link) and len(await link.endpoint.primaries()) > 1:
@@ -59,6 +58,7 @@ async def tail_of(
             while follow and not await stream.check(link):  # noqa: ASYNC110  whoever uses it first cannot tell us
                 await asyncio.sleep(FIRST_USE)
             begin, number = b"-", None if start is None else number  # all of it is new
+        chosen = chosen_partitions(stream, partitions)
         cursors = {}
         for partition in chosen:
             state = await queries.log_state(link, stream.keys, partition)

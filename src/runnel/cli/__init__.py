@@ -17,6 +17,7 @@ from runnel.cli.quarantines import quarantine_app
 from runnel.cli.running import worker
 from runnel.cli.sending import send, sendmany
 from runnel.cli.serving import server
+from runnel.cli.streams import stream_app
 
 __all__ = [
     "app",
@@ -46,6 +47,7 @@ app = typer.Typer(
 
 for command in (init, worker, dev, send, sendmany, tail, status, lag, doctor, server, demo, bench):
     app.command()(command)
+app.add_typer(stream_app, name="stream", help="Look after a stream.")
 app.add_typer(processor_app, name="processor", help="Look after a processor.")
 app.add_typer(quarantine_app, name="quarantine", help="Look after partitions that have failed.")
 app.add_typer(dead_app, name="dead", help="Look after dead letters.")

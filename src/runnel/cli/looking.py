@@ -224,7 +224,8 @@ def _show_status(found: Status) -> None:
             ],
             right=("heard of",),
         )
-    attention = [line for processor in found.processors for line in _attention(processor)]
+    attention = [f'"{s.name}" is moved to {s.moved}.' for s in found.streams if s.moved]
+    attention += [line for processor in found.processors for line in _attention(processor)]
     if attention:
         output.print()
         for line in attention:
@@ -268,6 +269,8 @@ def _attention(processor: ProcessorStatus) -> list[str]:
         lines.append(
             f'"{name}" is registered on "{processor.stream}", but the app does not have it. See runnel doctor.'
         )
+    if processor.later:
+        lines.append(_waiting_later(processor))
     for member in processor.members:
         if member.state == "silent":
             has = f" It has {where(member.partitions)}." if member.partitions else ""
@@ -292,6 +295,14 @@ def _attention(processor: ProcessorStatus) -> list[str]:
     return lines
 
 
+def _waiting_later(processor: ProcessorStatus) -> str:
+    """That its stream was divided anew, and it is not there yet."""
+    return (
+        f'"{processor.name}" is at generation {processor.generation} of "{processor.stream}", which was divided anew: '
+        f"{number(processor.later, 'event')} in later partitions wait until all of that is processed."
+    )
+
+
 def _those(processor: ProcessorStatus, are: Callable[[PartitionStatus], bool]) -> list[int]:
     """The numbers of some of the partitions, so that one line tells of many."""
     return [partition.partition for partition in processor.partitions if are(partition)]
@@ -306,6 +317,8 @@ def _show_lag(found: Status) -> None:
             right=("partition", "lag", "oldest", "owned for"),
         )
     for processor in found.processors:
+        if processor.later:
+            notes.print(_waiting_later(processor), markup=False)
         if not processor.partitions:
             notes.print(f'"{processor.name}": its stream "{processor.stream}" was never used.', markup=False)
     if not found.processors:

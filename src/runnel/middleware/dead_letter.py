@@ -1,6 +1,6 @@
 """Forwards failed events to a stream of their own."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
 
 from runnel.errors import RecordError
@@ -85,9 +85,16 @@ async def forward(sink: Stream[R], event: Event[R], processor: str, error: str) 
     )
 
 
-def routed(to: Stream[R], event: Event[R], partition: int) -> int:
-    """Where a stream would put the record of an event; if it cannot be decoded, ``partition``, where it came from."""
-    try:
-        return to.partition_of(event.record)
-    except RecordError:
-        return partition % to.partition_count
+def routed(to: Stream[R], event: Event[R], partition: int) -> Callable[[int], int]:
+    """Where a stream would put the record of an event, given the number of its partitions.
+
+    If it cannot be decoded: ``partition``, where it came from.
+    """
+
+    def route(partition_count: int) -> int:
+        try:
+            return to.partition_of(event.record, partition_count)
+        except RecordError:
+            return partition % partition_count
+
+    return route

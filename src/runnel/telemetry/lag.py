@@ -54,7 +54,7 @@ class Lags:
         found = {}
         now = await backlog.server_time(link)
         for member in self._worker.members:
-            keys = member.processor.stream.keys
+            keys = member.keys
             for consumer in member.consumers:
                 feed = consumer.feed
                 added = await backlog.added(link, keys, feed.partition)

@@ -1,7 +1,8 @@
 #!lua
 -- Appends batches to partitions, each batch whole or not at all, and each (producer, sequence) once.
 --
--- KEYS (one slot)  1 set of registered processors, then per batch: log, sequence key of the producer there
+-- KEYS (one slot)  1 set of registered processors   2 the seal of the slot group, if it is there
+--                  then per batch: log, sequence key of the producer there
 -- ARGV
 --   1 limit        entries that a log may have; 0: any number
 --   2 mode         guard: never trim what a registered processor has not processed.   trim: just trim
@@ -20,6 +21,7 @@
 --   {GAP, sequence}      that is the last one stored, and it is below `confirmed`: data was lost; nothing was appended
 --   {FULL, processor}    the log is full of entries which that processor has not processed; nothing was appended.
 --                        A batch that is larger than the limit waits until everything before it is processed
+--   {SEALED, ''}         there is another generation of the stream: this batch is to be sent there; it never was appended
 -- The positions keys are in the slot of the declared keys, by their hash tag.
 
 local limit, trim, expiry, positions = tonumber(ARGV[1]), ARGV[2] == 'trim', tonumber(ARGV[3]), ARGV[4]
@@ -62,8 +64,9 @@ local function room(partition, log, adding)
 end
 
 local call, arguments = redis.call, ARGV  -- as locals: 1.04 µs per entry instead of 1.15
+local sealed = call('EXISTS', KEYS[2]) == 1
 local answers, at = {}, 5
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
   local log, sequence_key = KEYS[i], KEYS[i + 1]
   local partition, sequence, confirmed = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local entries, field = tonumber(ARGV[at + 3]), ARGV[at + 4]
@@ -74,6 +77,8 @@ for i = 2, #KEYS, 2 do
     answer = {'DUP', last_id}
   elseif tonumber(sequence) < tonumber(last_sequence) then
     answer = {'DUP', ''}
+  elseif sealed then
+    answer = {'SEALED', ''}
   elseif tonumber(last_sequence) < confirmed then
     answer = {'GAP', last_sequence}
   end
@@ -104,6 +109,6 @@ for i = 2, #KEYS, 2 do
     answer = {'OK', id}
     redis.call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
   end
-  answers[i / 2] = answer
+  answers[(i - 1) / 2] = answer
 end
 return answers

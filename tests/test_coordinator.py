@@ -360,8 +360,12 @@ async def test_who_leaves_frees_its_partitions_at_once(group: Group) -> None:
     assert (await a.say(Op.LEAVE)).known  # again, after a lost answer: nothing to do
 
 
-async def test_an_ignored_revocation_is_taken_as_done_after_the_grace_period(group: Group) -> None:
-    group = replace(group, grace=300)
+@pytest.mark.parametrize(("grace", "session"), [(300, 200), (100, 300)])
+async def test_an_ignored_revocation_is_taken_as_done_after_the_grace_period_and_a_session(
+    group: Group, grace: int, session: int
+) -> None:
+    """Who has not heard of it may act until its lease ends, which is before its session does."""
+    group = replace(group, grace=grace, session=session)
     [a] = await group.joined("a")
     b = group.member("b")
     await b.join()
@@ -648,7 +652,7 @@ async def test_who_waits_for_a_partition_is_woken_when_its_owner_leaves_without_
 
 
 async def test_who_ignored_its_revocation_is_woken_when_it_has_lost_the_partition(group: Group, listen: Listen) -> None:
-    group = replace(group, grace=100)
+    group = replace(group, grace=100, session=300)
     [a] = await group.joined("a")
     b = group.member("b")
     await b.join()
@@ -656,6 +660,7 @@ async def test_who_ignored_its_revocation_is_woken_when_it_has_lost_the_partitio
     of_a = await listen(a)
 
     async def taken() -> bool:
+        await a.say(drained=False)
         return bool((await b.say()).granted)
 
     await until(taken)

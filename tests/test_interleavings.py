@@ -52,4 +52,4 @@ def test_whatever_happens_order_is_kept_and_nothing_is_lost_in_silence(server_bi
 def test_schedules_find_what_is_wrong(lab: Laboratory, name: str) -> None:
     mutant = MUTANTS[name]
     with pytest.raises(Violation, match=mutant.breaks):
-        play(lab, 300, SEED, mutant=mutant)
+        play(lab, 1000, SEED, mutant=mutant)

@@ -115,7 +115,8 @@ class Settings(BaseSettings):
     """``auto``: acknowledging never delays the next event. ``each``: the next event waits until Redis has confirmed."""
 
     grace_period: float = Field(30.0, gt=0)
-    """How long the event in progress may take when its partition moves or its worker stops."""
+    """How long the event in progress may take when its partition moves or its worker stops. A worker
+    that cannot be told to hand it over loses it after ``session_timeout``, if that is longer."""
 
     stall_timeout: float = Field(60.0, gt=0)
     """How long a partition may have events and make no progress before the log and the metrics say so. More than the

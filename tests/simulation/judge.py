@@ -45,6 +45,7 @@ class Judge:
         hurt_data, hurt_control: whether the schedule has destroyed something in the slot.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
         broken: whether a promise was broken; what comes after that proves nothing.
+        deleted: the keys that were.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
 
@@ -62,6 +63,7 @@ class Judge:
         self.hurt_data = self.hurt_control = self.repeats_allowed = False
         self.unchecked: set[int] | None = None
         self.broken = False
+        self.deleted: set[str] = set()
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
         self.epoch = ""
@@ -195,8 +197,9 @@ class Judge:
             its = other.shares.get(share.partition)
             if other is member or its is None or its.to_acquire:
                 continue
-            overdue = world.time - self.revoked.get((its.partition, its.token), world.time) >= GRACE
-            if not other.connected or fast or overdue or not member.connected:
+            overdue = world.time - self.revoked.get((its.partition, its.token), world.time) >= max(GRACE, SESSION)
+            cut = any(one.cut or world.time - one.mended <= SESSION for one in (member, other))
+            if cut or fast or overdue:
                 continue  # the session may be over for the coordinator before the lease is; fencing must do
             fenced = its.token > share.token and share.token < self.tokens.get(share.partition, (0, ""))[0]
             holds = its.hand is not None and world.seconds < other.lease.deadline and not fenced
@@ -263,6 +266,7 @@ class Judge:
 
     def hurt(self, key: str) -> None:
         """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
+        self.deleted.add(key)
         control = key.startswith(self.world.control.prefix) or key == "control"
         self.hurt_control |= control or not key
         self.hurt_data |= not control or not key
@@ -348,7 +352,9 @@ class Judge:
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
             self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
-            told = self.reports[p] or self.counted(p)
+            # Nothing is left that knows of the old log, unless somebody who does still owns the partition.
+            unknown = {self.world.keys.positions(0, PROCESSOR), self.world.log(p)} <= self.deleted
+            told = self.reports[p] or self.counted(p) or unknown
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
 
     def counted(self, partition: int) -> bool:

@@ -134,6 +134,7 @@ class Member(Owner):
             for share, lost in zip(shares, answers, strict=True):
                 if lost < 0:
                     share.rewind()
+                    share.replaced = True
                 elif lost:
                     self.world.judge.lost(share.partition, lost)
                     share.read += lost

@@ -25,6 +25,7 @@ class Share:
         hand: the event that the handler has.
         to_acquire: it was granted, and is not yet acquired.
         probe: commit even without progress.
+        replaced: its log was seen to be another one.
     """
 
     partition: int
@@ -42,6 +43,7 @@ class Share:
     to_acquire: bool = True
     rewinding: bool = False
     probe: bool = False
+    replaced: bool = False
     drained_at: int = 0
 
     def begin(self, offset: bytes, count: int) -> None:
@@ -146,6 +148,9 @@ class Owner(Seat):
                 self.releases.append((partition, token))
                 return
             world.judge.told(partition, answer)
+            if share.replaced and not (answer.replaced or answer.lost or answer.rolled_back):
+                world.judge.report(partition, "replaced")
+            share.replaced = False
             share.begin(answer.offset, answer.count)
             if share.state is PartitionState.GRANTED:
                 share.state = advance(share.state, Step.ACQUIRE)

@@ -26,6 +26,7 @@ class Seat(Caller):
         joined, settled, leaving: as the thread's holder has them.
         late: the last answer came to a repeated question, so the next heartbeat is due at once.
         connected: whether the server sees a subscription of this member.
+        cut, mended: whether it was lost and is not back yet, and when it was last back (ms of the world's clock).
     """
 
     def __init__(self, world: "World", name: str) -> None:
@@ -35,7 +36,8 @@ class Seat(Caller):
         self.releases: list[tuple[int, int]] = []
         self.epoch, self.floor = "", 0
         self.joined = self.evicted = self.settled = self.leaving = self.late = False
-        self.connected = False
+        self.connected = self.cut = False
+        self.mended = -SESSION
 
     def beat(self, reply: Reply = Reply.HEARD) -> None:
         """Begin a heartbeat, or repeat the one that was not answered yet."""
@@ -88,5 +90,8 @@ class Seat(Caller):
 
     def connect(self, connected: bool) -> None:
         """Whether the server sees a subscription of this member."""
+        if connected and self.cut:
+            self.cut, self.mended = False, self.world.time
+        self.cut = self.cut or not connected
         self.connected = connected
         self.world.lab.set(self.world.control.wake(self.name), int(connected))

@@ -117,7 +117,7 @@ class PartitionConsumer:
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
-        self._rewinding = False
+        self._rewinding = self._replaced = False
         self._started_at = 0
         self._processed_before = 0
         self._waits: Iterator[float] = iter(())
@@ -195,7 +195,9 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
-        if reason != "replaced":  # that is told when it is acquired again
+        if reason == "replaced":  # that is told when it is acquired again
+            self._replaced = True
+        else:
             self._owner.announce(
                 PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
             )
@@ -289,8 +291,10 @@ class PartitionConsumer:
             self._owner.announce(PartitionRewound(name, feed.partition, "rollback", rolled_back, position))
         if acquired.lost:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
-        if acquired.replaced:
+        # Perhaps nothing is left in Redis that knows of the old log, but we have seen that it is gone.
+        if acquired.replaced or (self._replaced and not acquired.lost and not acquired.rolled_back):
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
+        self._replaced = False
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile

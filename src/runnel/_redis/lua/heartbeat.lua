@@ -15,7 +15,7 @@
 --   2 member      its name
 --   3 session     ms without a heartbeat after which the member is dead
 --   4 join delay  ms to wait for further members before partitions move
---   5 grace       ms after which an ignored revocation is taken as done
+--   5 grace       ms after which an ignored revocation is taken as done, but not before the owner's session
 --   6 silence     ms without a heartbeat before a member without a connection is dead; so long a member that rejoins
 --                 an empty group waits: the others may not know yet that what they own is void (1. FLUSHALL 2. a joins
 --                 again and is granted everything 3. b goes on until its next heartbeat: boom)
@@ -256,7 +256,10 @@ if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.
       revocations[#revocations + 1] = field
       revocations[#revocations + 1] = its_token
     elseif mine then
-      if not owner or not members[owner] or (revoked ~= '-1' and clock - tonumber(revoked) > grace) then
+      local holder = members[owner]
+      -- Who has not heard of its revocation acts on its lease, which a session outlasts, however short the grace is.
+      local patience = holder and math.max(grace, holder.session)
+      if not holder or (revoked ~= '-1' and clock - tonumber(revoked) > patience) then
         token = math.max(token + 1, now, floor + 1)
         redis.call('HSET', OWNERS, field, me .. '|' .. text(token) .. '|-1')
         if owner then wake[owner] = true end

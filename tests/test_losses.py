@@ -87,6 +87,19 @@ async def test_a_log_that_is_deleted_while_nothing_happens_is_announced(
         await eventually(lambda: case.seen == [1, 2, 3, 4, 5])
 
 
+async def test_a_log_that_is_deleted_together_with_the_positions_is_announced_by_who_knew_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await case.committed(redis, 3)
+        await redis.link.call("DEL", case.stream.keys.log(0), case.stream.keys.positions(0, "proc"))
+        await eventually(lambda: case.announced.of(LogReplaced))
+        await case.send(4, 5)
+        await eventually(lambda: case.seen == [1, 2, 3, 4, 5])
+
+
 async def test_a_position_is_not_taken_anew_while_a_commit_is_on_its_way(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from simulation.calls import Reply
 from simulation.judge import Violation, must
 from simulation.laboratory import CORRECT, Laboratory, Mutant
-from simulation.seats import PARTITIONS, SESSION
+from simulation.seats import JOIN_DELAY, PARTITIONS, SESSION
 from simulation.world import HOUR, World
 
 ALL = list(range(PARTITIONS))
@@ -213,6 +213,46 @@ def who_comes_back_to_an_empty_group_waits_for_the_others(world: World) -> None:
     must(sorted((*first.shares, *second.shares)) == ALL, "every partition is owned", str(first.shares))
 
 
+def a_revocation_that_was_not_heard_waits_for_the_lease(world: World) -> None:
+    # 1. an owner's lease is renewed  2. it is asked to hand over, and does not hear that  3. the grace period is over,
+    # the lease is not
+    owner = world.join()
+    world.everybody(2)
+    for partition in ALL:
+        world.producers[0].send(partition, 2)
+    owner.work()
+    owner.beat()
+    other = world.join()
+    world.tick(JOIN_DELAY + 1)
+    other.beat()
+    owner.beat(Reply.HELD)
+    while world.seconds < owner.lease.deadline - 0.02:
+        world.tick(10)
+        other.beat()
+        other.work()
+    must(not other.shares, "one owner at a time", f"{other.shares} beside {owner.shares}")
+
+
+def an_acquire_that_was_held_up_does_not_hide_a_move_by_hand(world: World) -> None:
+    # 1. a position is moved by hand, and an acquire is held up, and repeated  2. it is moved once more  3. the first
+    # acquire arrives, and takes away the mark  4. the owner commits behind the position that it knows
+    member = world.join()
+    world.producers[0].send(0, 4)
+    member.work(events=2)
+    world.damage.reset_to(0, end=False)
+    member.commit()
+    member.step("finish", Reply.HEARD)
+    member.step("acquire", Reply.LATE)
+    member.step("acquire", Reply.HEARD)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    world.damage.reset_to(0, end=True)
+    world.arrive()
+    member.commit()
+    world.everybody(2)
+    world.judge.check()
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
     (
@@ -281,6 +321,14 @@ RACES: list[tuple[Race, Mutant]] = [
             "local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))",
             "local step = math.max(0, now - tonumber(group[1] or now))",
         ),
+    ),
+    (
+        a_revocation_that_was_not_heard_waits_for_the_lease,
+        Mutant("one owner at a time", "heartbeat", "math.max(grace, holder.session)", "grace"),
+    ),
+    (
+        an_acquire_that_was_held_up_does_not_hide_a_move_by_hand,
+        Mutant("a rollback is real", "commit", "rest == '|taken' and 'RESET' or 'ROLLBACK'", "'ROLLBACK'"),
     ),
     (
         who_comes_back_to_an_empty_group_waits_for_the_others,

@@ -19,6 +19,13 @@ CRASH_LOSS = 2.5
 sync under way may be a second late; the rest is for the clock of the one who was told."""
 
 
+UNREPLICATED = 0.5
+"""Seconds before a fail-over from which confirmed writes may be gone where nobody waits for a replica."""
+
+UNTIL_REWOUND = 2.0
+"""Seconds that a worker may go on with what it has read from a primary that is none any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A broken promise.
@@ -79,12 +86,14 @@ def _unexcused(known: Known, send: Send, partition: int) -> str:
     for d in known.destroyed(partition):
         if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
             continue  # confirmed long before, or by the server that was started again
+        if d.kind == "lossy fail-over" and not d.started - UNREPLICATED <= send.ended <= d.ended:
+            continue
         if d.kind == "destroy" and send.invoked > d.ended:
             continue
         if not known.reported(partition, d.started):
             return f"gone with the {d.kind}, and nobody has reported it"
-        if d.kind == "crash" and (later := _kept_after(known, partition, send, d.started)):
-            return f"gone with the crash, but {later} behind it was kept"
+        if d.kind != "destroy" and (later := _kept_after(known, partition, send, d.started)):
+            return f"gone with the {d.kind}, but {later} behind it was kept"
         return ""
     return "it is not in the log, and nothing has happened that may take it"
 
@@ -140,12 +149,27 @@ def _rewound(known: Known, *commits: Commit) -> bool:
 
 
 def positions_only_grow(known: Known) -> Iterator[Violation]:
-    """C2: whenever the server was asked, the position was not lower than before, unless it has lost data."""
+    """C2: whenever the server was asked, the position was not lower than before, nor than what was committed.
+
+    Unless it has lost data, or another server has just taken over: one of the two had what was not confirmed yet.
+    """
     for partition, looks in known.looks.items():
         before: Look | None = None
+        commits = [c for c in reversed(known.commits[partition]) if c.status == "OK"]
+        committed: Commit | None = None
         for look in looks:
+            while commits and commits[-1].answered < look.sent:
+                latest = commits.pop()
+                committed = latest if committed is None or latest.offset > committed.offset else committed
+            if known.failed_over(partition, before.sent if before is not None else look.sent, look.answered):
+                before = look
+                continue
             if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
                 yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
+            destroyed = any(d.started <= look.answered for d in known.destroyed(partition))
+            if committed is not None and look.offset < committed.offset and not destroyed:
+                text = f"the position is below what was committed: {look} after {committed}"
+                yield Violation("C2", text, look.answered, partition)
             before = look
 
 
@@ -190,15 +214,19 @@ def _behind_the_committed(known: Known, acquire: Acquire) -> Commit | None:
     if furthest is None or acquire.offset >= furthest.offset:
         return None
     lossy = any(d.started <= acquire.answered for d in known.destroyed(acquire.partition))
+    lossy = lossy or known.failed_over(acquire.partition, acquire.sent, acquire.answered)
     return None if lossy else furthest
 
 
 def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[EntryId]) -> Iterator[Violation]:
-    at = acquire.offset
+    at = last = acquire.offset
     for effect in sorted(run, key=lambda e: e.started):
-        if effect.id <= at:
-            yield Violation("C3", f"went back to {effect} behind {at} under one token", effect.started, partition)
+        if effect.id <= last:
+            yield Violation("C3", f"went back to {effect} behind {last} under one token", effect.started, partition)
             return
+        last = effect.id
+        if log[bisect_right(log, effect.id) - 1 : bisect_right(log, effect.id)] != [effect.id]:
+            continue  # lost by the server: what has taken its place may have a lower id, and must come before others
         skipped = log[bisect_right(log, at) : bisect_right(log, effect.id)]
         skipped = [entry for entry in skipped if entry != effect.id]
         if skipped:
@@ -229,6 +257,11 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
                 continue
             for acquire in acquires:
                 if acquire.token > commit.token and acquire.answered < commit.sent:
+                    if any(
+                        d.kind == "lossy fail-over" and d.started <= commit.answered and d.ended >= acquire.sent
+                        for d in known.destroyed(partition)
+                    ):
+                        continue
                     text = f"{commit} was accepted after {acquire}"
                     yield Violation("C4", text, commit.answered, partition)
                     break
@@ -236,6 +269,8 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
             for acquire in acquires:
                 if acquire.token > look.token and acquire.answered < look.sent:
                     if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
+                        continue
+                    if known.failed_over(partition, acquire.sent, look.answered):
                         continue
                     text = f"the server has an older token, {look}, after {acquire}"
                     yield Violation("C4", text, look.answered, partition)
@@ -286,13 +321,18 @@ def nothing_is_made_up(known: Known) -> Iterator[Violation]:
 
 
 def nothing_is_doubled(known: Known) -> Iterator[Violation]:
-    """C8: each event is in the log once. Unless the server has lost data, it was so at all times."""
+    """C8: each event is in the log once. Unless the server has lost data, it was so at all times.
+
+    At a fail-over, it loses what was not confirmed yet: that may be read, and is then sent once more.
+    """
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
         if found.setdefault(entry.serial, entry.id) != entry.id:
             yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
     for effect in known.history.effects:
         if found.setdefault(effect.serial, effect.id) != effect.id and not any(known.destroyed(effect.partition)):
+            if known.failed_over(effect.partition, effect.started - UNTIL_REWOUND, effect.ended):
+                continue
             text = f"{effect} was in the log as {found[effect.serial]} as well"
             yield Violation("C8", text, effect.started, effect.partition)
 

@@ -99,10 +99,20 @@ class Known:
         )
 
     def destroyed(self, partition: int) -> Iterator[Disturbance]:
-        """When entries or positions of a partition were destroyed, or the server has crashed."""
+        """When entries or positions of a partition were destroyed, or its server has crashed with unsaved writes."""
         for d in self.history.disturbances:
-            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
+            if d.kind in ("crash", "destroy", "lossy fail-over") and d.partition in (None, partition):
                 yield d
+
+    def failed_over(self, partition: int, since: float, until: float) -> bool:
+        """Whether there may have been two primaries at some time between two times: who answered may be the old one."""
+        return any(
+            d.kind in ("fail-over", "lossy fail-over")
+            and d.partition in (None, partition)
+            and d.started <= until
+            and d.ended >= since
+            for d in self.history.disturbances
+        )
 
 
 def _reports_loss(note: Note, partition: int) -> bool:

@@ -325,6 +325,9 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     blocks. 3. Another partition comes: that read must be ended too."""
     held = asyncio.Event()
 
+    async def never(link: Link, feeds: list[Feed]) -> None:
+        raise AssertionError("the connection stays")
+
     class SlowToAnswer(Link):
         async def call(self, *command: Any, **options: Any) -> Any:
             answer = await super().call(*command, **options)
@@ -335,7 +338,7 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     lease.renew(time.monotonic())
     feeds = [Feed(n, 1, f"{app_name}:{n}", lease) for n in range(3)]
     reading, control = Link(Endpoint(redis_url), identify=True), SlowToAnswer(Endpoint(redis_url))
-    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments(), lambda: 3, lambda feeds: None)
+    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments(), lambda: 3, lost_sight=never)
     for feed in feeds:
         feed.begin(b"0-0", 0)
     reader.add(feeds[0])

@@ -155,12 +155,13 @@ async def test_a_fail_over_by_sentinels_that_was_asked_for_loses_nothing_that_th
     """
     with Watched(server_binary, replicas=1) as watched:
         traffic = Traffic(app_name, watched.url, durability="replica")
-        async with traffic.app, running(traffic.app), traffic.flowing():
+        channel = ControlKeys.of(app_name, "steps", "proc").wake
+        async with traffic.app, running(traffic.app) as worker, traffic.flowing():
             old = watched.primary
-            await asyncio.to_thread(watched.fail_over)
+            new = await asyncio.to_thread(watched.fail_over)
+            await eventually(lambda: ask(new.url, "PUBSUB", "SHARDNUMSUB", channel(worker.name))[1] == 1)
             assert facts(old.url, "replication")["role"] == "master", "and takes writes"
-            await eventually(lambda: watched.primary is not old)
-            ask(old.url, "REPLICAOF", *watched.primary.url.removeprefix("redis://").split(":"))
+            await asyncio.to_thread(watched.settle)
         traffic.nothing_is_lost()
 
 

@@ -8,7 +8,6 @@ its connections end or it answers READONLY; then we connect anew, and so ask aga
 import asyncio
 import random
 import time
-from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
@@ -95,6 +94,14 @@ class SentinelEndpoint(Endpoint):
         assert self._address is not None
         return self._address
 
+    async def leads_to_primary(self, connection: AbstractConnection) -> bool:
+        """Whether the sentinels still name the server that a connection leads to."""
+        assert isinstance(connection, Connection)
+        try:
+            return (connection.host, connection.port) == await self.address()
+        except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
+            return True
+
     async def _address_now(self) -> tuple[str, int]:
         reasons = []
         for sentinel in tuple(self._sentinels):
@@ -136,20 +143,12 @@ class SentinelLink(Link):
 
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         """As :meth:`Link.call`."""
-        endpoint, connection = self.endpoint, self._connection
-        assert isinstance(endpoint, SentinelEndpoint)
-        if connection is not None:
-            with suppress(RedisUnavailable):  # the sentinels are away: that alone is no reason to stop
-                address = await endpoint.address()
-                async with self._turn:
-                    if connection is self._connection and _address_of(connection) != address:
-                        await self._drop()
+        connection = self._connection
+        if connection is not None and not await self.endpoint.leads_to_primary(connection):
+            async with self._turn:
+                if connection is self._connection:
+                    await self._drop()
         return await super().call(*command, timeout=timeout, confirm=confirm)
-
-
-def _address_of(connection: AbstractConnection) -> tuple[str, int]:
-    assert isinstance(connection, Connection)
-    return connection.host, connection.port
 
 
 async def _ask(connection: AbstractConnection, *command: str, keep: bool = False) -> Any:

@@ -109,6 +109,7 @@ class Heartbeats:
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
+        self._listeners: list[Listener]
 
     def start(self) -> None:
         """Start, from the worker's event loop."""
@@ -148,9 +149,11 @@ class Heartbeats:
         self._started.set()
         link, notes = self._endpoint.link(), self._endpoint.link()  # no heartbeat waits for a note
         by_channel = {holder.channel: holder for holder in self._holders}
+        groups = self._endpoint.together(by_channel)
+        self._listeners = [Listener(self._endpoint) for _ in groups]
         tasks = [
-            asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
-            for channels in self._endpoint.together(by_channel)
+            asyncio.create_task(self._listen(listener, {channel: by_channel[channel] for channel in channels}))
+            for listener, channels in zip(self._listeners, groups, strict=True)
         ]
         tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
         tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
@@ -181,8 +184,8 @@ class Heartbeats:
         2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
            and join again.
         3. Hand the answer to the worker's loop.
-        4. Sleep until the next is due, or somebody wakes us. After an answer that was late, the next is due at once: it
-           counts from now.
+        4. See that we are still subscribed where the coordinator is. Sleep until the next is due, or somebody wakes us.
+           After an answer that was late, the next is due at once: it counts from now.
         """
         while True:
             holder.wake.clear()
@@ -227,10 +230,12 @@ class Heartbeats:
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
+            for listener in self._listeners:
+                await listener.leave_if_demoted()  # 4
             if attempts > 1 or (not beat.known and not holder.draining):
                 continue
             delay = self._interval if beat.again is None else min(self._interval, beat.again)
-            with suppress(TimeoutError):  # 4
+            with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await holder.wake.wait()
 
@@ -244,13 +249,13 @@ class Heartbeats:
                 with suppress(RunnelError):  # who cannot tell now will not be asked
                     await note_slow(link, holder.seat.keys, changes)
 
-    async def _listen(self, by_channel: dict[str, Holder]) -> None:
+    async def _listen(self, listener: Listener, by_channel: dict[str, Holder]) -> None:
         """Stay subscribed to channels of ours: it wakes us, and shows the others that we live.
 
         Arguments:
+            listener: for nothing else.
             by_channel: whose each is; one server has all of them.
         """
-        listener = Listener(self._endpoint)
         try:
             while True:
                 await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)

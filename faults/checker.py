@@ -181,6 +181,30 @@ def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
     )
 
 
+def rollbacks_are_told(known: Known) -> Iterator[Violation]:
+    """C2: who must go on below what it had committed says so, and what is gone."""
+    for partition, acquires in known.acquires.items():
+        before: dict[tuple[int, int], Acquire] = {}
+        for acquire in acquires:
+            earlier = before.get((acquire.pid, acquire.token))
+            before[acquire.pid, acquire.token] = acquire
+            if earlier is None:
+                continue
+            committed = max(
+                (
+                    commit.offset
+                    for commit in known.commits[partition]
+                    if (commit.pid, commit.token) == (acquire.pid, acquire.token)
+                    and commit.status in ("OK", "DUP")
+                    and earlier.answered <= commit.answered <= acquire.sent
+                ),
+                default=(0, 0),
+            )
+            if acquire.offset < committed and not known.told(acquire, committed, earlier.answered):
+                text = f"nobody said that {committed} was rolled back to {acquire}"
+                yield Violation("C2", text, acquire.answered, partition)
+
+
 def order_is_kept(known: Known) -> Iterator[Violation]:
     """C3: each owner handles the entries behind the position it was given, one after the other, without a gap.
 
@@ -368,6 +392,7 @@ CHECKS: tuple[Callable[[Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
     positions_only_grow,
+    rollbacks_are_told,
     order_is_kept,
     tokens_fence,
     one_owner_acts,

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send
+from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send, entry_id
 from faults.records import PARTITIONS
 from runnel._core.routing import DEFAULT_HASHER
 from runnel._core.routing import partition_of as route
@@ -89,6 +89,22 @@ class Known:
                 if d.kind == "delete" and d.partition == partition and d.entry == send.id
             ),
             None,
+        )
+
+    def told(self, acquire: Acquire, committed: EntryId, since: float) -> bool:
+        """Whether an owner said what it lost when it went on below what it had committed."""
+        return any(
+            (note.pid, note.fields.get("partition")) == (acquire.pid, acquire.partition)
+            and since <= note.at <= acquire.answered + AFTER_FREEZE
+            and (
+                note.name == "LogReplaced"
+                or (
+                    note.name == "PartitionRewound"
+                    and entry_id(note.fields["expected"]) >= committed
+                    and entry_id(note.fields["stored"] or "0-0") <= acquire.offset
+                )
+            )
+            for note in self.history.notes
         )
 
     def replaced(self, partition: int, since: float, until: float) -> bool:

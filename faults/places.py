@@ -14,6 +14,11 @@ from topologies import Cluster, Watched, ask, facts, port_of
 __all__ = ["InCluster", "OneServer", "Place", "Several", "WithSentinels"]
 
 
+DEAD_AFTER = 2_000
+"""Milliseconds without an answer after which a server is taken for dead. With less, a busy machine fails over now and
+then without being told to."""
+
+
 class Place(ABC):
     """The servers of a stage. Its methods block; plays call what takes long in a thread."""
 
@@ -141,7 +146,7 @@ class WithSentinels(Several):
     _servers: Watched
 
     def __init__(self, binary: str | Path | None, replicas: int) -> None:
-        super().__init__(Watched(binary, replicas))
+        super().__init__(Watched(binary, replicas, down_after=DEAD_AFTER))
 
     def primary(self, key: str) -> EmbeddedServer:
         return self._servers.primary
@@ -156,7 +161,7 @@ class InCluster(Several):
     _servers: Cluster
 
     def __init__(self, binary: str | Path | None) -> None:
-        super().__init__(Cluster(binary))
+        super().__init__(Cluster(binary, node_timeout=DEAD_AFTER))
         self.most_per_link = len(self.nodes)
 
     def primary(self, key: str) -> EmbeddedServer:

@@ -85,7 +85,7 @@ async def test_a_log_that_is_deleted_while_nothing_happens_is_announced(
 
 
 async def test_what_a_new_primary_has_below_an_entry_that_was_lost_is_not_skipped(case: Case) -> None:
-    """1. We read 2 from a primary. 2. Another takes over, without it, and gives 3 an id below that of 2 and 4 one above.
+    """1. We read 2 from a primary. 2. Another takes over, without it, and gives 3 an id below that of 2, 4 one above.
     3. We read from it behind 2: boom."""
     async with inspecting(case.app) as redis, running(case.app):
         log = case.stream.keys.log(0)

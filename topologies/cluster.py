@@ -14,16 +14,16 @@ from runnel.server.address import free_port
 from topologies.asking import HOST, ask, facts, fed_by, port_of, start_all, until
 
 NODE_TIMEOUT = 1_000
-"""Milliseconds without an answer after which nodes take one of them for dead."""
+"""Milliseconds without an answer after which nodes take one of them for dead. A very busy one may look like that."""
 
 
 class Cluster:
     """A Redis Cluster on the loopback interface, each primary with one replica."""
 
-    def __init__(self, binary: str | Path | None, primaries: int = 3) -> None:
+    def __init__(self, binary: str | Path | None, primaries: int = 3, node_timeout: int = NODE_TIMEOUT) -> None:
         extra = (
             *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
-            *("--cluster-node-timeout", str(NODE_TIMEOUT), "--cluster-replica-validity-factor", "0"),
+            *("--cluster-node-timeout", str(node_timeout), "--cluster-replica-validity-factor", "0"),
             *("--repl-diskless-sync-delay", "0"),
         )
         # By default 10,000 above the port, among those that clients are given: on a busy machine one of them is taken.

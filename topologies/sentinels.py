@@ -15,12 +15,25 @@ from runnel.server.binary import find_binary
 from topologies.asking import HOST, ask, facts, fed_by, port_of, start_all, until
 
 
+DOWN_AFTER = 1_000
+"""Milliseconds without an answer after which a sentinel takes a server for dead. Very busy ones may look like that."""
+
+
 class Sentinel:
     """One sentinel. It keeps its state in a file, from which it also takes its configuration."""
 
-    def __init__(self, binary: str | Path | None, service: str, port: int, *, lines: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        binary: str | Path | None,
+        service: str,
+        port: int,
+        *,
+        lines: Sequence[str] = (),
+        down_after: int = DOWN_AFTER,
+    ) -> None:
         """Arguments:
         port: of the primary.
+        down_after: milliseconds.
         lines: more of the configuration; with any of TLS, it listens for that as well.
         """
         self._directory = tempfile.TemporaryDirectory(prefix="runnel-sentinel-", ignore_cleanup_errors=True)
@@ -33,7 +46,7 @@ class Sentinel:
             f"bind {HOST}\nport {self.port}\ndir {directory}\n{listens}"
             + "".join(f"{line}\n" for line in lines)
             + f"sentinel monitor {service} {HOST} {port} {quorum}\n"
-            f"sentinel down-after-milliseconds {service} 1000\nsentinel failover-timeout {service} 4000\n"
+            f"sentinel down-after-milliseconds {service} {down_after}\nsentinel failover-timeout {service} 4000\n"
         )
         command = [str(find_binary(None if binary is None else str(binary))), str(configuration), "--sentinel"]
         # The watchdog of the embedded server ends it with us, whatever becomes of us.
@@ -64,8 +77,9 @@ class Watched:
 
     service = "events"
 
-    def __init__(self, binary: str | Path | None, replicas: int = 2) -> None:
+    def __init__(self, binary: str | Path | None, replicas: int = 2, down_after: int = DOWN_AFTER) -> None:
         self._binary = binary
+        self._down_after = down_after
         self.nodes = [
             EmbeddedServer(binary=binary, extra=("--repl-diskless-sync-delay", "0")) for _ in range(1 + replicas)
         ]
@@ -83,7 +97,9 @@ class Watched:
             for replica in replicas:
                 ask(replica.url, "REPLICAOF", HOST, port_of(primary))
             until(lambda: fed_by(primary.url) == len(replicas), "they replicate")  # a sentinel looks every 10 s
-            self.sentinels = [Sentinel(self._binary, self.service, port_of(primary)) for _ in range(3)]
+            self.sentinels = [
+                Sentinel(self._binary, self.service, port_of(primary), down_after=self._down_after) for _ in range(3)
+            ]
             until(lambda: self.primary is primary, "the sentinels answer")
             self.settle()
         except BaseException:

@@ -172,8 +172,8 @@ def _stood_still(history: History, during: Disturbance) -> float:
     )
 
 
-def rollbacks_are_told(history: History, scene: Scene) -> Iterable[Violation]:
-    """Something was rolled back, and who went on below what it had committed has said so, with the range."""
+def rolled_back(history: History, scene: Scene) -> Iterable[Violation]:
+    """The same; and something was rolled back."""
     yield from goes_on(history, scene)
     rewinds = [n for n in history.notes if n.name == "PartitionRewound" and n.fields["reason"] == "rollback"]
     scene.figures["rewound"] = len(rewinds)
@@ -182,7 +182,7 @@ def rollbacks_are_told(history: History, scene: Scene) -> Iterable[Violation]:
 
 
 def _play(number: str, title: str, act: Callable[[Scene], Awaitable[None]], durability: str, **more: object) -> Play:
-    judge = goes_on if durability == "replica" else rollbacks_are_told
+    judge = goes_on if durability == "replica" else rolled_back
     return Play(number, title, act, judge, environment={"RUNNEL_DURABILITY": durability}, **more)  # type: ignore[arg-type]
 
 

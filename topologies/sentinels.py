@@ -14,7 +14,6 @@ from runnel.server.address import free_port
 from runnel.server.binary import find_binary
 from topologies.asking import HOST, ask, facts, fed_by, port_of, start_all, until
 
-
 DOWN_AFTER = 1_000
 """Milliseconds without an answer after which a sentinel takes a server for dead. Very busy ones may look like that."""
 

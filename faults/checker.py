@@ -161,21 +161,23 @@ def positions_only_grow(known: Known) -> Iterator[Violation]:
             while commits and commits[-1].answered < look.sent:
                 latest = commits.pop()
                 committed = latest if committed is None or latest.offset > committed.offset else committed
-            if known.failed_over(partition, before.sent if before is not None else look.sent, look.answered):
-                before = look
-                continue
             if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
                 yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
-            destroyed = any(d.started <= look.answered for d in known.destroyed(partition))
-            if committed is not None and look.offset < committed.offset and not destroyed:
+            excused = known.failed_over(partition, look.sent, look.answered) or any(
+                d.started <= look.answered for d in known.destroyed(partition)
+            )
+            if committed is not None and look.offset < committed.offset and not excused:
                 text = f"the position is below what was committed: {look} after {committed}"
                 yield Violation("C2", text, look.answered, partition)
             before = look
 
 
 def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
-    """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced."""
-    return any(
+    """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced.
+
+    Or another server took over, which need not have what was not confirmed yet.
+    """
+    return known.failed_over(partition, since.sent, until.answered) or any(
         d.started <= until.answered and (d.ended >= since.sent or known.replaced(partition, since.sent, until.answered))
         for d in known.destroyed(partition)
     )

@@ -7,10 +7,11 @@ about the end of a run, and done by the stage.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from faults.history import Acquire, Commit, Effect, EntryId, History, Look, Send, Serial
+from faults.history import Acquire, Commit, Effect, EntryId, History, Send, Serial
 from faults.known import Known
+from faults.positions import commits_form_a_chain, positions_only_grow, rollbacks_are_told
+from faults.violation import Violation
 
 __all__ = ["CHECKS", "Violation", "check"]
 
@@ -18,32 +19,11 @@ CRASH_LOSS = 2.5
 """Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
 sync under way may be a second late; the rest is for the clock of the one who was told."""
 
-
 UNREPLICATED = 0.5
 """Seconds before a fail-over from which confirmed writes may be gone where nobody waits for a replica."""
 
 UNTIL_REWOUND = 2.0
 """Seconds that a worker may go on with what it has read from a primary that is none any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A broken promise.
-
-    Attributes:
-        check: C1 to C8, C10, or what a play calls it.
-        text: what is wrong.
-        at: when, for the account; ``None`` if at no particular time.
-        partition: where.
-    """
-
-    check: str
-    text: str
-    at: float | None = None
-    partition: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.text}"
 
 
 def check(history: History) -> list[Violation]:
@@ -112,99 +92,6 @@ def _kept_after(known: Known, partition: int, send: Send, crash: float) -> Entry
         ):
             return other.id
     return None
-
-
-def commits_form_a_chain(known: Known) -> Iterator[Violation]:
-    """C2: each accepted commit begins where an accepted one, or an acquire, has ended; none begins twice.
-
-    A commit whose answer was never read may have been accepted: an acquire that returns its end proves it.
-    """
-    for partition, commits in known.commits.items():
-        began: dict[tuple[int, EntryId], Commit] = {}
-        ends: dict[int, set[EntryId]] = defaultdict(set)
-        for acquire in known.acquires[partition]:
-            ends[acquire.token].add(acquire.offset)
-        for commit in commits:
-            if commit.status not in ("OK", "DUP"):
-                continue
-            ends[commit.token].add(commit.offset)
-            if commit.offset < commit.previous:
-                yield Violation("C2", f"a commit went back: {commit}", commit.answered, partition)
-        for commit in commits:
-            if commit.status != "OK" or commit.offset == commit.previous:
-                continue
-            if commit.previous not in ends[commit.token]:
-                yield Violation("C2", f"a commit begins where nothing has ended: {commit}", commit.answered, partition)
-            other = began.setdefault((commit.token, commit.previous), commit)
-            if other is not commit and other.offset != commit.offset and not _rewound(known, commit, other):
-                yield Violation(
-                    "C2", f"two commits begin at one position: {other} and {commit}", commit.answered, partition
-                )
-
-
-def _rewound(known: Known, *commits: Commit) -> bool:
-    """Whether the partition was acquired again between commits, which is how a rewind goes on."""
-    first, last = min(c.sent for c in commits), max(c.answered for c in commits)
-    return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
-
-
-def positions_only_grow(known: Known) -> Iterator[Violation]:
-    """C2: whenever the server was asked, the position was not lower than before, nor than what was committed.
-
-    Unless it has lost data, or another server has just taken over: one of the two had what was not confirmed yet.
-    """
-    for partition, looks in known.looks.items():
-        before: Look | None = None
-        commits = [c for c in reversed(known.commits[partition]) if c.status == "OK"]
-        committed: Commit | None = None
-        for look in looks:
-            while commits and commits[-1].answered < look.sent:
-                latest = commits.pop()
-                committed = latest if committed is None or latest.offset > committed.offset else committed
-            if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
-                yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
-            excused = known.failed_over(partition, look.sent, look.answered) or any(
-                d.started <= look.answered for d in known.destroyed(partition)
-            )
-            if committed is not None and look.offset < committed.offset and not excused:
-                text = f"the position is below what was committed: {look} after {committed}"
-                yield Violation("C2", text, look.answered, partition)
-            before = look
-
-
-def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
-    """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced.
-
-    Or another server took over, which need not have what was not confirmed yet.
-    """
-    return known.failed_over(partition, since.sent, until.answered) or any(
-        d.started <= until.answered and (d.ended >= since.sent or known.replaced(partition, since.sent, until.answered))
-        for d in known.destroyed(partition)
-    )
-
-
-def rollbacks_are_told(known: Known) -> Iterator[Violation]:
-    """C2: who must go on below what it had committed says so, and what is gone."""
-    for partition, acquires in known.acquires.items():
-        before: dict[tuple[int, int], Acquire] = {}
-        for acquire in acquires:
-            earlier = before.get((acquire.pid, acquire.token))
-            before[acquire.pid, acquire.token] = acquire
-            if earlier is None:
-                continue
-            committed = max(
-                (
-                    commit.offset
-                    for commit in known.commits[partition]
-                    if (commit.pid, commit.token) == (acquire.pid, acquire.token)
-                    and commit.status in ("OK", "DUP")
-                    and earlier.answered <= commit.answered <= acquire.sent
-                ),
-                default=(0, 0),
-            )
-            if acquire.offset < committed and not known.told(acquire, committed, earlier.answered):
-                text = f"nobody said that {committed} was rolled back to {acquire}"
-                yield Violation("C2", text, acquire.answered, partition)
 
 
 def order_is_kept(known: Known) -> Iterator[Violation]:

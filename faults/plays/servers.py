@@ -178,7 +178,7 @@ PLAYS = (
         append_only=True,
         server=("--enable-debug-command", "yes"),
     ),
-    Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, faketime=True),
-    Play("F14", "no memory is left in the server", memory, nothing_moves),
+    Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, seconds=15, faketime=True),
+    Play("F14", "no memory is left in the server", memory, nothing_moves, seconds=15),
     Play("F15", "commands that destroy", destroy),
 )

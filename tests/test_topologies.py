@@ -206,6 +206,29 @@ async def test_a_primary_that_was_frozen_and_believes_to_be_one_still_takes_noth
     traffic.nothing_is_lost()
 
 
+async def test_what_a_frozen_primary_says_when_it_is_none_any_more_is_not_believed(
+    watched: Watched, app_name: str
+) -> None:
+    endpoint = SentinelEndpoint(watched.url)
+    link = endpoint.link()
+    old = watched.primary
+    pid = old.pid
+    await link.call("PING")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waiting = asyncio.create_task(link.call("SET", app_name, "lost", timeout=AGAIN))
+        await asyncio.to_thread(_until_another, lambda: watched.primary, old)
+        names = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", watched.service)
+        await eventually(lambda: len({ask(sentinel.url, *names)[1] for sentinel in watched.sentinels}) == 1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    with pytest.raises(RedisUnavailable, match="no primary any more"):
+        await waiting
+    assert await link.call("GET", app_name) is None
+    await link.close()
+    await asyncio.to_thread(watched.settle)
+
+
 def _until_another(primary: Callable[[], EmbeddedServer], dead: EmbeddedServer) -> None:
     deadline = time.monotonic() + AGAIN
     while primary() is dead:

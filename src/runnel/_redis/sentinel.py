@@ -133,7 +133,8 @@ class SentinelLink(Link):
 
     After a fail-over that was asked for, or when a primary comes back that was cut off, it takes the sentinels some
     10 s to tell it that it is a replica now. Until then it takes writes, all of which are lost then. So before a
-    command, we look now and then who the primary is.
+    command, we look now and then who the primary is. One that was frozen carries out, when it goes on, what waited in
+    its sockets: so we look once more after an answer that was long in coming.
     """
 
     @property
@@ -143,12 +144,24 @@ class SentinelLink(Link):
 
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         """As :meth:`Link.call`."""
+        await self._leave_if_demoted()
+        asked = time.monotonic()
+        answer = await super().call(*command, timeout=timeout, confirm=confirm)
+        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted():
+            raise RedisUnavailable(
+                f"A server of {self.endpoint.safe_url} has answered when it was no primary any more."
+            )
+        return answer
+
+    async def _leave_if_demoted(self) -> bool:
+        """Disconnect from a server that is no primary any more. Whether that was so."""
         connection = self._connection
-        if connection is not None and not await self.endpoint.leads_to_primary(connection):
-            async with self._turn:
-                if connection is self._connection:
-                    await self._drop()
-        return await super().call(*command, timeout=timeout, confirm=confirm)
+        if connection is None or await self.endpoint.leads_to_primary(connection):
+            return False
+        async with self._turn:
+            if connection is self._connection:
+                await self._drop()
+        return True
 
 
 async def _ask(connection: AbstractConnection, *command: str, keep: bool = False) -> Any:

@@ -28,27 +28,27 @@ BETWEEN_KEYS = 0.05
 TakeOver = Callable[[Scene, Several, str, EmbeddedServer], Awaitable[None]]
 
 
-async def asked_for(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
-    """a fail-over that is asked for"""
+async def request(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
+    """Ask for it, in good order where that can be had; the old primary may go on for a moment."""
     await asyncio.to_thread(place.fail_over, key, forced=False)
     await asyncio.sleep(SPLIT)
 
 
-async def forced(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
-    """a fail-over by force"""
+async def force(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
+    """Ask for it, without the help of the old primary."""
     await asyncio.to_thread(place.fail_over, key, forced=True)
     await asyncio.sleep(SPLIT)
 
 
 async def crash(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
-    """a crash of a primary"""
+    """Kill the primary, and start it again when there is another."""
     await asyncio.to_thread(old.kill)
     await _until_another(scene, place, key, old)
     await asyncio.to_thread(old.start)
 
 
 async def freeze(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
-    """a primary is frozen until it is none any more, and does not know that"""
+    """Freeze the primary until there is another. Then it goes on, and believes that it still is one."""
     pid = old.pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -58,8 +58,8 @@ async def freeze(scene: Scene, place: Several, key: str, old: EmbeddedServer) ->
     await asyncio.sleep(SPLIT)
 
 
-async def crash_unreplicated(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
-    """a crash of a primary whose replicas had been cut off"""
+async def unreplicated_crash(scene: Scene, place: Several, key: str, old: EmbeddedServer) -> None:
+    """The same as a crash, after its replicas have been cut off for a while."""
     await asyncio.to_thread(place.cut_off_replicas, old)
     await asyncio.sleep(UNREPLICATED)
     await crash(scene, place, key, old)
@@ -84,7 +84,7 @@ async def take_over(scene: Scene, how: TakeOver, key: str) -> None:
     kind = "fail-over" if stage.environment["RUNNEL_DURABILITY"] == "replica" else "lossy fail-over"
     for partition in concerned:
         stage.note(kind, started, partition=partition)
-    stage.note(f"{how.__doc__}", started)
+    stage.note(_name(how), started)
     await stage.all_go_on()
 
 
@@ -105,6 +105,11 @@ async def move_there_and_back(scene: Scene, keys: list[str]) -> None:
 
 
 MOVE = "slots that move"
+
+
+def _name(how: TakeOver) -> str:
+    """How another server took over."""
+    return f"fail-over by {how.__name__.replace('_', ' ')}"
 
 
 def _place(scene: Scene) -> Several:
@@ -152,7 +157,7 @@ async def in_cluster(scene: Scene, takes_over: tuple[TakeOver, ...]) -> None:
 def goes_on(history: History, scene: Scene) -> Iterable[Violation]:
     """Nobody is evicted. Says for how long a partition stood still."""
     yield from nobody_is_evicted(history, scene)
-    names = {how.__doc__ for how in (asked_for, forced, crash, freeze, crash_unreplicated)} | {MOVE}
+    names = {MOVE, *map(_name, (request, force, crash, freeze, unreplicated_crash))}
     for d in history.disturbances:
         if d.kind in names:
             figure = f"{d.kind}: stood still"
@@ -190,28 +195,28 @@ PLAYS = (
     _play(
         "F7",
         "fail-overs by sentinels; a replica confirms",
-        partial(by_sentinels, takes_over=(asked_for, crash, freeze)),
+        partial(by_sentinels, takes_over=(request, crash, freeze)),
         "replica",
         place=partial(WithSentinels, replicas=1),
     ),
     _play(
         "F7-primary",
         "fail-overs by sentinels; nobody waits for replicas, which lose writes",
-        partial(by_sentinels, takes_over=(forced, freeze, crash_unreplicated)),
+        partial(by_sentinels, takes_over=(force, freeze, unreplicated_crash)),
         "primary",
         place=partial(WithSentinels, replicas=2),
     ),
     _play(
         "F8",
         "fail-overs of a cluster, and slots that move; a replica confirms",
-        partial(in_cluster, takes_over=(asked_for, crash, freeze)),
+        partial(in_cluster, takes_over=(request, crash, freeze)),
         "replica",
         place=InCluster,
     ),
     _play(
         "F8-primary",
         "fail-overs of a cluster, and slots that move; nobody waits for replicas, which lose writes",
-        partial(in_cluster, takes_over=(forced, freeze, crash_unreplicated)),
+        partial(in_cluster, takes_over=(force, freeze, unreplicated_crash)),
         "primary",
         place=InCluster,
     ),

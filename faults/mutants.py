@@ -17,7 +17,6 @@ from runnel._redis.link import Link
 from runnel._worker import reader
 from runnel.errors import RedisError
 from runnel.events import Event, Events
-from runnel.feed import Feed
 
 __all__ = ["MUTANTS", "Mutant", "become"]
 
@@ -116,15 +115,6 @@ def _no_confirmation() -> None:
     durability.REPLICA = durability.PRIMARY
 
 
-def _unseen() -> None:
-    """A reader goes on behind what it has read, wherever it reads from."""
-
-    async def in_sight(self: reader.Reader, feeds: list[Feed], away: bool) -> bool:
-        return True
-
-    reader.Reader._in_sight = in_sight  # type: ignore[method-assign]
-
-
 MUTANTS = {
     "any-token": Mutant("no token check in commit", "F10-late", ("C4",), _any_token),
     "any-previous": Mutant("no compare with the previous position in commit", "F10-late", ("C2", "C3"), _any_previous),
@@ -133,5 +123,4 @@ MUTANTS = {
     "group-read": Mutant("a reader that uses XREADGROUP >", "F1", ("C1", "C3"), _read_by_group),
     "commit-first": Mutant("commit before the handler", "F1", ("C1", "C3"), _commit_first),
     "no-confirmation": Mutant("sending and commits that do not wait for the replica", "F7", ("C1",), _no_confirmation),
-    "unseen": Mutant("a reader that trusts every server to have what another had", "F7-primary", ("C3",), _unseen),
 }

@@ -155,8 +155,11 @@ async def in_cluster(scene: Scene, takes_over: tuple[TakeOver, ...]) -> None:
 
 
 def goes_on(history: History, scene: Scene) -> Iterable[Violation]:
-    """Nobody is evicted. Says for how long a partition stood still."""
+    """Nobody is evicted, and nobody misses entries, since none were deleted. Says for how long a partition stood still."""
     yield from nobody_is_evicted(history, scene)
+    for note in history.notes:
+        if note.name in ("LossDetected", "LogReplaced"):
+            yield Violation("alarm", f"nothing was deleted: {note}", note.at, note.fields["partition"])
     names = {MOVE, *map(_name, (request, force, crash, freeze, unreplicated_crash))}
     for d in history.disturbances:
         if d.kind in names:

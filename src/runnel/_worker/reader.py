@@ -42,9 +42,9 @@ class Reader:
         ahead: decides how much to read at a time.
         instruments: where to announce outages.
         all_feeds: how many feeds share ``ahead``, those of this reader included.
-        lost_sight: called with ``link`` and the feeds that were read, when it was over another connection than before,
-            or there was an outage. It may be another server, or one that has lost something. What was read is handed
-            out only when this has returned.
+        lost_sight: called with ``link`` and all feeds, when an answer has come over another connection than before, or
+            there was an outage. It may be another server, or one that has lost something. What was read is handed out
+            only when this has returned.
         """
         self._link = link
         self._control = control
@@ -165,7 +165,7 @@ class Reader:
                 self._blocked = False
 
         found = await patiently("read", attempt, self._instruments)
-        if not await self._in_sight(feeds, away):
+        if not await self._in_sight(away):
             return True  # read again
         if not found:
             return False
@@ -183,15 +183,16 @@ class Reader:
             await asyncio.sleep(0)
         return True
 
-    async def _in_sight(self, feeds: list[Feed], away: bool) -> bool:
+    async def _in_sight(self, away: bool) -> bool:
         """Whether we know the server that has just answered, perhaps after it was ``away``, or know it now.
 
         1. A server fails over, and loses the last entries, which we have read. 2. Others get ids below theirs. 3. We
-        read from the new server behind what is lost, and skip them.
+        read from the new server behind what is lost, and skip them. So those that were not read just now are looked at
+        as well.
         """
         before, connection = self._connection, self._link.connection
         if away or (before is not None and before is not connection):
-            await self._lost_sight(self._link, feeds)
+            await self._lost_sight(self._link, list(self._feeds.values()))
             if self._link.connection is not connection:
                 return False
         self._connection = connection

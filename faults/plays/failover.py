@@ -155,7 +155,7 @@ async def in_cluster(scene: Scene, takes_over: tuple[TakeOver, ...]) -> None:
 
 
 def goes_on(history: History, scene: Scene) -> Iterable[Violation]:
-    """Nobody is evicted, and nobody misses entries, since none were deleted. Says for how long a partition stood still."""
+    """Nobody is evicted; nobody misses entries, since none were deleted. Says for how long a partition stood still."""
     yield from nobody_is_evicted(history, scene)
     for note in history.notes:
         if note.name in ("LossDetected", "LogReplaced"):

@@ -107,9 +107,9 @@ class Heartbeats:
         self._fail = fail
         self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
         self._started = threading.Event()
+        self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
-        self._listeners: list[Listener]
 
     def start(self) -> None:
         """Start, from the worker's event loop."""
@@ -149,11 +149,9 @@ class Heartbeats:
         self._started.set()
         link, notes = self._endpoint.link(), self._endpoint.link()  # no heartbeat waits for a note
         by_channel = {holder.channel: holder for holder in self._holders}
-        groups = self._endpoint.together(by_channel)
-        self._listeners = [Listener(self._endpoint) for _ in groups]
         tasks = [
-            asyncio.create_task(self._listen(listener, {channel: by_channel[channel] for channel in channels}))
-            for listener, channels in zip(self._listeners, groups, strict=True)
+            asyncio.create_task(self._listen({channel: by_channel[channel] for channel in channels}))
+            for channels in self._endpoint.together(by_channel)
         ]
         tasks += [asyncio.create_task(self._beat(link, holder)) for holder in self._holders]
         tasks += [asyncio.create_task(self._note_slow(notes, holder)) for holder in self._holders if holder.in_progress]
@@ -230,7 +228,7 @@ class Heartbeats:
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
-            for listener in self._listeners:
+            for listener in tuple(self._listeners):
                 await listener.leave_if_demoted()  # 4
             if attempts > 1 or (not beat.known and not holder.draining):
                 continue
@@ -249,13 +247,14 @@ class Heartbeats:
                 with suppress(RunnelError):  # who cannot tell now will not be asked
                     await note_slow(link, holder.seat.keys, changes)
 
-    async def _listen(self, listener: Listener, by_channel: dict[str, Holder]) -> None:
+    async def _listen(self, by_channel: dict[str, Holder]) -> None:
         """Stay subscribed to channels of ours: it wakes us, and shows the others that we live.
 
         Arguments:
-            listener: for nothing else.
             by_channel: whose each is; one server has all of them.
         """
+        listener = Listener(self._endpoint)
+        self._listeners.add(listener)
         try:
             while True:
                 await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)
@@ -269,6 +268,7 @@ class Heartbeats:
                         if message == MOVED and holder.on_moved is not None:
                             self._worker_loop.call_soon_threadsafe(holder.on_moved)
         finally:
+            self._listeners.discard(listener)
             await listener.close()
 
     # On the worker's loop

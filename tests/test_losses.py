@@ -1,12 +1,15 @@
 """What somebody removes from Redis under a running worker is noticed, said, and does not keep it from going on."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
-from runnel._worker import member
+from runnel._redis import scripts
+from runnel._worker import committer, member
 from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, RedisRecovered
 from runnel.streams import Stream
 
@@ -111,6 +114,47 @@ async def test_what_a_new_primary_has_below_an_entry_that_was_lost_is_not_skippe
         [rewound] = case.announced.of(PartitionRewound)
     assert case.seen == [1, 2, 3, 4]
     assert (rewound.reason, rewound.expected, rewound.stored) == ("rollback", "5-0", "1-0")
+
+
+async def test_a_position_is_not_taken_anew_while_a_commit_is_on_its_way(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be applied to the position of the new log, which would then be set back."""
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    on_its_way, noticed, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    happened: list[str] = []
+
+    async def held_up(*args: Any) -> Any:
+        on_its_way.set()
+        await go_on.wait()
+        answers = await scripts.commit(*args)
+        happened.append("committed")
+        return answers
+
+    async def acquire(*args: Any) -> Any:
+        happened.append("acquired")
+        return await scripts.acquire(*args)
+
+    async def losses(*args: Any) -> Any:
+        answers = await scripts.losses(*args)
+        if min(answers) < 0:
+            noticed.set()
+        return answers
+
+    monkeypatch.setattr(committer, "commit", held_up)
+    monkeypatch.setattr(member, "scripts", SimpleNamespace(**vars(scripts) | {"acquire": acquire, "losses": losses}))
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await eventually(lambda: case.seen == [1, 2, 3])
+        await on_its_way.wait()
+        await redis.link.call("DEL", case.stream.keys.log(0))
+        await case.send(4, 5)
+        await noticed.wait()
+        await asyncio.sleep(0.2)  # it would acquire now
+        go_on.set()
+        await eventually(lambda: case.seen[-1] == 5)
+        await eventually(lambda: len(happened) >= 3)
+    assert happened[:3] == ["acquired", "committed", "acquired"]
 
 
 @pytest.mark.parametrize("remove", ["hole", "end", "all"])

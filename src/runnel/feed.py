@@ -40,7 +40,8 @@ class Feed:
         read: the same up to ``cursor``.
         committed: what Redis holds as the position.
         dirty: whether the committer has been told of ``done``.
-        stale: Redis holds another position than ``committed``; progress cannot be committed until :meth:`begin`.
+        stale: Redis holds another position than ``committed``, or may; nothing is committed until :meth:`begin`.
+        probed: commit also without progress, to find out whether the position was moved.
         suspended: handing out waits for the lease to be renewed.
         ended: nothing more is handed out.
         room: the next read is issued when so few entries are left; below zero, when the processor waits for one.
@@ -68,6 +69,7 @@ class Feed:
         "on_done",
         "on_room",
         "partition",
+        "probed",
         "read",
         "room",
         "stale",
@@ -88,7 +90,7 @@ class Feed:
         self.count = self.read = 0
         self.dirty = False
         self.ended = True
-        self.stale = False
+        self.stale = self.probed = False
         self.suspended = False
         self.check_at = 0.0
         self._lease = lease

@@ -52,7 +52,7 @@ class Committer:
         self._instruments = instruments
         self.commits = 0
         self._progressed: list[Feed] = []
-        self._probes: set[Feed] = set()
+        self._under_way: tuple[Feed, ...] = ()
         self._wanted = asyncio.Event()
         self._round = asyncio.Event()
 
@@ -63,12 +63,12 @@ class Committer:
 
     def probe(self, feed: Feed) -> None:
         """Commit even if there is no progress: somebody may have moved the position, or the count has changed."""
-        self._probes.add(feed)
+        feed.probed = True
         self.mark(feed)
 
     async def flush(self, feed: Feed) -> None:
-        """Wait until all that is done is committed, or cannot be any more."""
-        while feed.done != feed.committed and not feed.stale:
+        """Wait until all that is done is committed, or cannot be any more, and no commit of it is on its way."""
+        while feed in self._under_way or (feed.done != feed.committed and not feed.stale):
             await self._round.wait()
 
     async def run(self) -> None:
@@ -84,7 +84,9 @@ class Committer:
             self._wanted.clear()
             feeds, commits = self._take()  # 1
             if commits:
+                self._under_way = tuple(feeds)
                 answers = await self._commit(commits)  # 2
+                self._under_way = ()
                 for feed, item, (status, stored) in zip(feeds, commits, answers, strict=True):
                     self._apply(feed, item, status, stored)  # 3
             self._round.set()
@@ -92,12 +94,12 @@ class Committer:
 
     def _take(self) -> tuple[list[Feed], list[Commit]]:
         progressed, self._progressed = self._progressed, []
-        probes, self._probes = self._probes, set()
         feeds: list[Feed] = []
         commits: list[Commit] = []
         for feed in progressed:
             feed.dirty = False
-            if (feed.done != feed.committed or feed in probes) and not feed.stale:
+            if (feed.done != feed.committed or feed.probed) and not feed.stale:
+                feed.probed = False
                 feeds.append(feed)
                 commits.append(Commit(feed.partition, feed.token, feed.committed, feed.done, feed.count))
         return feeds, commits

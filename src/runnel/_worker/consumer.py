@@ -272,10 +272,15 @@ class PartitionConsumer:
             )
 
     async def _acquire(self) -> bool:
-        """Take possession. False if there is nothing to process: drained before it began, or refused."""
+        """Take possession. False if there is nothing to process: drained before it began, or refused.
+
+        No commit of ours may reach Redis while or after the position is read: it would move it behind our back.
+        """
         if self.state is PartitionState.DRAINING:
             return False
         feed, name = self.feed, self._processor.name
+        feed.stale = True
+        await self._owner.flush(feed)
         acquired = await self._owner.acquire(feed)
         if isinstance(acquired, Stale):
             self.lose(f"a higher token ({acquired.token}) was given out before")
@@ -294,6 +299,8 @@ class PartitionConsumer:
         self._untold = False
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
+        if feed.probed:  # meanwhile
+            feed.on_done(feed)
         self._started_at = acquired.count
         if self._drain_wanted.is_set():  # while we waited for the answer
             feed.end()

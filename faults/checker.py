@@ -7,10 +7,11 @@ about the end of a run, and done by the stage.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from faults.history import Acquire, Commit, Effect, EntryId, History, Look, Send, Serial
+from faults.history import Acquire, Commit, Effect, EntryId, History, Send, Serial
 from faults.known import Known
+from faults.positions import commits_form_a_chain, positions_only_grow, rollbacks_are_told
+from faults.violation import Violation
 
 __all__ = ["CHECKS", "Violation", "check"]
 
@@ -18,25 +19,11 @@ CRASH_LOSS = 2.5
 """Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
 sync under way may be a second late; the rest is for the clock of the one who was told."""
 
+UNREPLICATED = 0.5
+"""Seconds before a fail-over from which confirmed writes may be gone where nobody waits for a replica."""
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A broken promise.
-
-    Attributes:
-        check: C1 to C8, C10, or what a play calls it.
-        text: what is wrong.
-        at: when, for the account; ``None`` if at no particular time.
-        partition: where.
-    """
-
-    check: str
-    text: str
-    at: float | None = None
-    partition: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.text}"
+UNTIL_REWOUND = 2.0
+"""Seconds that a worker may go on with what it has read from a primary that is none any more."""
 
 
 def check(history: History) -> list[Violation]:
@@ -79,12 +66,14 @@ def _unexcused(known: Known, send: Send, partition: int) -> str:
     for d in known.destroyed(partition):
         if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
             continue  # confirmed long before, or by the server that was started again
+        if d.kind == "lossy fail-over" and not d.started - UNREPLICATED <= send.ended <= d.ended:
+            continue
         if d.kind == "destroy" and send.invoked > d.ended:
             continue
         if not known.reported(partition, d.started):
             return f"gone with the {d.kind}, and nobody has reported it"
-        if d.kind == "crash" and (later := _kept_after(known, partition, send, d.started)):
-            return f"gone with the crash, but {later} behind it was kept"
+        if d.kind != "destroy" and (later := _kept_after(known, partition, send, d.started)):
+            return f"gone with the {d.kind}, but {later} behind it was kept"
         return ""
     return "it is not in the log, and nothing has happened that may take it"
 
@@ -103,58 +92,6 @@ def _kept_after(known: Known, partition: int, send: Send, crash: float) -> Entry
         ):
             return other.id
     return None
-
-
-def commits_form_a_chain(known: Known) -> Iterator[Violation]:
-    """C2: each accepted commit begins where an accepted one, or an acquire, has ended; none begins twice.
-
-    A commit whose answer was never read may have been accepted: an acquire that returns its end proves it.
-    """
-    for partition, commits in known.commits.items():
-        began: dict[tuple[int, EntryId], Commit] = {}
-        ends: dict[int, set[EntryId]] = defaultdict(set)
-        for acquire in known.acquires[partition]:
-            ends[acquire.token].add(acquire.offset)
-        for commit in commits:
-            if commit.status not in ("OK", "DUP"):
-                continue
-            ends[commit.token].add(commit.offset)
-            if commit.offset < commit.previous:
-                yield Violation("C2", f"a commit went back: {commit}", commit.answered, partition)
-        for commit in commits:
-            if commit.status != "OK" or commit.offset == commit.previous:
-                continue
-            if commit.previous not in ends[commit.token]:
-                yield Violation("C2", f"a commit begins where nothing has ended: {commit}", commit.answered, partition)
-            other = began.setdefault((commit.token, commit.previous), commit)
-            if other is not commit and other.offset != commit.offset and not _rewound(known, commit, other):
-                yield Violation(
-                    "C2", f"two commits begin at one position: {other} and {commit}", commit.answered, partition
-                )
-
-
-def _rewound(known: Known, *commits: Commit) -> bool:
-    """Whether the partition was acquired again between commits, which is how a rewind goes on."""
-    first, last = min(c.sent for c in commits), max(c.answered for c in commits)
-    return any(first <= a.answered <= last for a in known.acquires[commits[0].partition])
-
-
-def positions_only_grow(known: Known) -> Iterator[Violation]:
-    """C2: whenever the server was asked, the position was not lower than before, unless it has lost data."""
-    for partition, looks in known.looks.items():
-        before: Look | None = None
-        for look in looks:
-            if before is not None and look.offset < before.offset and not _lossy(known, partition, before, look):
-                yield Violation("C2", f"the position fell: {look} after {before}", look.answered, partition)
-            before = look
-
-
-def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
-    """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced."""
-    return any(
-        d.started <= until.answered and (d.ended >= since.sent or known.replaced(partition, since.sent, until.answered))
-        for d in known.destroyed(partition)
-    )
 
 
 def order_is_kept(known: Known) -> Iterator[Violation]:
@@ -190,15 +127,19 @@ def _behind_the_committed(known: Known, acquire: Acquire) -> Commit | None:
     if furthest is None or acquire.offset >= furthest.offset:
         return None
     lossy = any(d.started <= acquire.answered for d in known.destroyed(acquire.partition))
+    lossy = lossy or known.failed_over(acquire.partition, acquire.sent, acquire.answered)
     return None if lossy else furthest
 
 
 def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[EntryId]) -> Iterator[Violation]:
-    at = acquire.offset
+    at = last = acquire.offset
     for effect in sorted(run, key=lambda e: e.started):
-        if effect.id <= at:
-            yield Violation("C3", f"went back to {effect} behind {at} under one token", effect.started, partition)
+        if effect.id <= last:
+            yield Violation("C3", f"went back to {effect} behind {last} under one token", effect.started, partition)
             return
+        last = effect.id
+        if log[bisect_right(log, effect.id) - 1 : bisect_right(log, effect.id)] != [effect.id]:
+            continue  # lost by the server: what has taken its place may have a lower id, and must come before others
         skipped = log[bisect_right(log, at) : bisect_right(log, effect.id)]
         skipped = [entry for entry in skipped if entry != effect.id]
         if skipped:
@@ -229,6 +170,11 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
                 continue
             for acquire in acquires:
                 if acquire.token > commit.token and acquire.answered < commit.sent:
+                    if any(
+                        d.kind == "lossy fail-over" and d.started <= commit.answered and d.ended >= acquire.sent
+                        for d in known.destroyed(partition)
+                    ):
+                        continue
                     text = f"{commit} was accepted after {acquire}"
                     yield Violation("C4", text, commit.answered, partition)
                     break
@@ -236,6 +182,8 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
             for acquire in acquires:
                 if acquire.token > look.token and acquire.answered < look.sent:
                     if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
+                        continue
+                    if known.failed_over(partition, acquire.sent, look.answered):
                         continue
                     text = f"the server has an older token, {look}, after {acquire}"
                     yield Violation("C4", text, look.answered, partition)
@@ -286,13 +234,18 @@ def nothing_is_made_up(known: Known) -> Iterator[Violation]:
 
 
 def nothing_is_doubled(known: Known) -> Iterator[Violation]:
-    """C8: each event is in the log once. Unless the server has lost data, it was so at all times."""
+    """C8: each event is in the log once. Unless the server has lost data, it was so at all times.
+
+    At a fail-over, it loses what was not confirmed yet: that may be read, and is then sent once more.
+    """
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
         if found.setdefault(entry.serial, entry.id) != entry.id:
             yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
     for effect in known.history.effects:
         if found.setdefault(effect.serial, effect.id) != effect.id and not any(known.destroyed(effect.partition)):
+            if known.failed_over(effect.partition, effect.started - UNTIL_REWOUND, effect.ended):
+                continue
             text = f"{effect} was in the log as {found[effect.serial]} as well"
             yield Violation("C8", text, effect.started, effect.partition)
 
@@ -328,6 +281,7 @@ CHECKS: tuple[Callable[[Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
     positions_only_grow,
+    rollbacks_are_told,
     order_is_kept,
     tokens_fence,
     one_owner_acts,

@@ -131,11 +131,12 @@ class Disturbance:
     """What was done to somebody.
 
     Attributes:
-        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, delete, ...
+        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, delete, fail-over (of
+            what replicas have confirmed, nothing may be lost), lossy fail-over, ...
         started: when.
         ended: when it was over; the same for what takes no time.
         pid: of whom; 0 for the server.
-        partition: which one was destroyed, or where the entry was deleted.
+        partition: which one was destroyed or failed over, or where the entry was deleted.
         entry: which one was deleted.
     """
 

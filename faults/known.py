@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send
+from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send, entry_id
 from faults.records import PARTITIONS
 from runnel._core.routing import DEFAULT_HASHER
 from runnel._core.routing import partition_of as route
@@ -91,6 +91,22 @@ class Known:
             None,
         )
 
+    def told(self, acquire: Acquire, committed: EntryId, since: float) -> bool:
+        """Whether an owner said what it lost when it went on below what it had committed."""
+        return any(
+            (note.pid, note.fields.get("partition")) == (acquire.pid, acquire.partition)
+            and since <= note.at <= acquire.answered + AFTER_FREEZE
+            and (
+                note.name == "LogReplaced"
+                or (
+                    note.name == "PartitionRewound"
+                    and entry_id(note.fields["expected"]) >= committed
+                    and entry_id(note.fields["stored"] or "0-0") <= acquire.offset
+                )
+            )
+            for note in self.history.notes
+        )
+
     def replaced(self, partition: int, since: float, until: float) -> bool:
         """Whether an owner has announced about then that a log was deleted and another has begun."""
         return any(
@@ -99,10 +115,20 @@ class Known:
         )
 
     def destroyed(self, partition: int) -> Iterator[Disturbance]:
-        """When entries or positions of a partition were destroyed, or the server has crashed."""
+        """When entries or positions of a partition were destroyed, or its server has crashed with unsaved writes."""
         for d in self.history.disturbances:
-            if d.kind == "crash" or (d.kind == "destroy" and d.partition in (None, partition)):
+            if d.kind in ("crash", "destroy", "lossy fail-over") and d.partition in (None, partition):
                 yield d
+
+    def failed_over(self, partition: int, since: float, until: float) -> bool:
+        """Whether there may have been two primaries at some time between two times: who answered may be the old one."""
+        return any(
+            d.kind in ("fail-over", "lossy fail-over")
+            and d.partition in (None, partition)
+            and d.started <= until
+            and d.ended >= since
+            for d in self.history.disturbances
+        )
 
 
 def _reports_loss(note: Note, partition: int) -> bool:

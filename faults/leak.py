@@ -12,6 +12,7 @@ from statistics import linear_regression, median
 
 from faults import account
 from faults.checker import check
+from faults.places import OneServer
 from faults.stage import Process, Stage
 from runnel.server import EmbeddedServer
 from runnel.settings import Settings
@@ -89,10 +90,12 @@ async def run(seed: int, directory: Path, *, binary: str | Path | None, minutes:
     """
     directory.mkdir(parents=True)  # noqa: ASYNC240  nothing else runs yet
     server = EmbeddedServer(binary=binary, data_dir=directory / "data", start_timeout=30)
+    place = OneServer(server, directory / "data")
     environment = {"FAULTS_PARTITION_SIZE": str(SIZE), "FAULTS_COUNT_TASKS": "yes"}
-    stage = Stage(directory, server, Settings(name="default").session_timeout, environment)
+    stage = Stage(directory, place, Settings(name="default").session_timeout, environment)
     samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
     try:
+        await stage.open()
         veterans = [stage.start_worker() for _ in range(VETERANS)]
         comers = [stage.start_worker() for _ in range(COMERS)]
         for kind, rate in RATES:

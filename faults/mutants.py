@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runnel._core.lease import DEADLINE_SHARE, Lease
-from runnel._redis import scripts
+from runnel._redis import durability, scripts
 from runnel._redis.link import Link
 from runnel._worker import reader
 from runnel.errors import RedisError
@@ -111,6 +111,10 @@ def _commit_first() -> None:
     Events._events = events  # type: ignore[method-assign]
 
 
+def _no_confirmation() -> None:
+    durability.REPLICA = durability.PRIMARY
+
+
 MUTANTS = {
     "any-token": Mutant("no token check in commit", "F10-late", ("C4",), _any_token),
     "any-previous": Mutant("no compare with the previous position in commit", "F10-late", ("C2", "C3"), _any_previous),
@@ -118,4 +122,5 @@ MUTANTS = {
     "no-sequence": Mutant("retries of an append without sequence", "F10", ("C8",), _no_sequence),
     "group-read": Mutant("a reader that uses XREADGROUP >", "F1", ("C1", "C3"), _read_by_group),
     "commit-first": Mutant("commit before the handler", "F1", ("C1", "C3"), _commit_first),
+    "no-confirmation": Mutant("sending and commits that do not wait for the replica", "F7", ("C1",), _no_confirmation),
 }

@@ -15,6 +15,7 @@ from typing import Any
 from faults import account
 from faults.checker import Violation, check
 from faults.history import History
+from faults.places import OneServer, Place
 from faults.plays import Play, Scene
 from faults.records import PARTITIONS
 from faults.stage import Broken, Stage
@@ -71,10 +72,12 @@ async def perform(
     if session is None:
         session = play.session if play.session is not None else Settings(name="default").session_timeout
     environment = dict(play.environment) | ({"FAULTS_MUTANT": mutant} if mutant else {})
-    stage = Stage(directory, _server(play, directory, binary), session, environment)
+    place = _one_server(play, directory, binary) if play.place is None else play.place(binary)
+    stage = Stage(directory, place, session, environment)
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
     try:
+        await stage.open()
         for _ in range(play.workers):
             await scene.start_worker()
         for kind, rate in play.producers:
@@ -84,7 +87,7 @@ async def perform(
         scene.began = time.monotonic()
         await play.act(scene)  # 2
         history = await stage.finish()  # 3
-        outcome.violations += leftovers(await _clients(stage), scene)
+        outcome.violations += leftovers(scene)
         scene.ended = time.monotonic()
         await stage.stop_workers()
     except (Broken, TimeoutError) as error:
@@ -112,7 +115,7 @@ def _keep(path: Path, items: Sequence[Any]) -> None:
     path.write_text("[" + ",\n".join(json.dumps(asdict(item)) for item in items) + "]\n")
 
 
-def _server(play: Play, directory: Path, binary: str | Path | None) -> EmbeddedServer:
+def _one_server(play: Play, directory: Path, binary: str | Path | None) -> Place:
     if play.faketime:
         library = next((path for path in LIBFAKETIME if Path(path).exists()), None)
         if library is None:
@@ -127,23 +130,24 @@ def _server(play: Play, directory: Path, binary: str | Path | None) -> EmbeddedS
         )
         wrapped.chmod(0o700)
         binary = wrapped
-    return EmbeddedServer(
-        binary=binary, data_dir=directory / "data", append_only=play.append_only, extra=play.server, start_timeout=30
+    data = directory / "data"
+    server = EmbeddedServer(
+        binary=binary, data_dir=data, append_only=play.append_only, extra=play.server, start_timeout=30
     )
+    return OneServer(server, data)
 
 
-async def _clients(stage: Stage) -> int:
-    return len((await stage.ask("CLIENT", "LIST")).decode().splitlines())
-
-
-def leftovers(clients: int, scene: Scene) -> list[Violation]:
+def leftovers(scene: Scene) -> list[Violation]:
     """C9: no connection is left over.
 
-    A worker has one for commits, one for reads, one for heartbeats, one that listens, and may have one for ticks, one
-    for notes of slow events, and one for dead letters; we have one, and the watcher has one.
+    A worker has a link for commits, one for reads per slot group, one for heartbeats, one that listens, and may have
+    one for ticks, one for notes of slow events, and one for dead letters; we have one, and the watcher has one. In a
+    cluster, a link may have a connection to each node.
     """
-    each = 7 if "FAULTS_POLICY" in scene.stage.environment else 6
-    most = 2 + each * len(scene.stage.alive)
+    stage = scene.stage
+    each = (6 if "FAULTS_POLICY" in stage.environment else 5) + stage.steps.keys.slot_groups
+    most = (2 + each * len(stage.alive)) * stage.place.most_per_link
+    clients = stage.place.connections()
     return [] if clients <= most else [Violation("C9", f"{clients} connections where {most} are enough")]
 
 

@@ -1,4 +1,4 @@
-"""Where a fault is played: a server of its own, worker and producer processes, and what is known of them."""
+"""Where a fault is played: servers of its own, worker and producer processes, and what is known of them."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from typing import Any
 
 from faults import dump, history
 from faults.history import Disturbance, EntryId, History, Send
+from faults.places import Place
 from faults.records import PARTITIONS, Step
 from faults.watcher import Watcher
 from runnel import App
 from runnel._redis.keys import ControlKeys
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.topology import endpoint_for
 from runnel.errors import RedisError, RedisUnavailable
 from runnel.middleware.dead_letter import sink_of
-from runnel.server import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
 NAME = "faults"
@@ -61,7 +61,7 @@ class Stage:
 
     Attributes:
         directory: for journals, output, and the server's data.
-        server: started by the stage; killed and started by plays.
+        place: the servers. Started by the stage; killed and started by plays.
         session: the workers' session timeout in seconds.
         environment: more variables for workers and producers.
         workers: all that there ever were.
@@ -72,7 +72,7 @@ class Stage:
     """
 
     directory: Path
-    server: EmbeddedServer
+    place: Place
     session: float
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Process] = field(default_factory=list)
@@ -82,12 +82,23 @@ class Stage:
     forgiven: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.server.start()
-        self.link = Link(Endpoint(self.server.url))
-        self.app = App(name=NAME, redis_url=self.server.url)
+        self.place.start()
+        self.link = endpoint_for(self.place.url).link()
+        self.app = App(name=NAME, redis_url=self.place.url)
         self.steps = self.app.stream("steps", record=Step, partition_by="key", partition_count=PARTITIONS)
         self.control = ControlKeys.of(NAME, "steps", "record")
-        self.watcher = Watcher(self.server.url, self.steps.keys.positions(0, "record"))
+        self.watcher = Watcher(self.link.endpoint.link())
+
+    async def open(self) -> None:
+        """Begin to look. Before that, the stream is divided, as whoever comes first does it."""
+        await self.steps.declare(self.link)
+        self.watcher.watch(self._positions)
+
+    @property
+    def _positions(self) -> list[str]:
+        """The keys of the positions, one per slot group."""
+        keys = self.steps.keys
+        return [keys.positions(slot_group, "record") for slot_group in range(keys.slot_groups)]
 
     # Processes
 
@@ -106,7 +117,7 @@ class Stage:
 
     def _start(self, role: str, arguments: list[str], number: int, url: str | None) -> Process:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNNEL_")} | {
-            "RUNNEL_REDIS_URL": url or self.server.url,
+            "RUNNEL_REDIS_URL": url or self.place.url,
             "RUNNEL_SESSION_TIMEOUT": str(self.session),
             "FAULTS_APP": NAME,
             "FAULTS_DIRECTORY": str(self.directory),
@@ -172,24 +183,6 @@ class Stage:
         """End what :meth:`slow_down` began, the event in progress included."""
         (self.directory / "slow").unlink(missing_ok=True)
 
-    async def crash_server(self, down: float, lose: float = 0.0) -> None:
-        """Crash the server, and start it again with what it had on disk.
-
-        Arguments:
-            down: seconds that it is away.
-            lose: seconds of writes that were not on the disk yet, as when the machine loses its power.
-        """
-        log = next(iter((self.directory / "data" / "appendonlydir").glob("*.incr.aof")), None)
-        size = log.stat().st_size if log is not None else 0
-        await asyncio.sleep(lose)
-        await asyncio.to_thread(self.server.kill)
-        started = time.monotonic()  # after: until then it may have confirmed something
-        if lose and log is not None:
-            os.truncate(log, size)
-        await asyncio.sleep(down)
-        await asyncio.to_thread(self.server.start)
-        self.note("crash", started)
-
     async def inject(self, partition: int, *fields: bytes) -> None:
         """Append something by hand that is no record."""
         invoked, number = time.monotonic(), len(self.raw)
@@ -210,12 +203,13 @@ class Stage:
     # What Redis says
 
     async def ask(self, *command: Any) -> Any:
-        """A command of ours, tried for as long as the server is away."""
+        """A command of ours, whose first argument is its key if it has one; tried for as long as the server is away."""
         return await self.until(lambda: self._asked(*command), f"no answer to {command[0]}")
 
     async def _asked(self, *command: Any) -> tuple[Any]:
         try:
-            return (await self.link.call(*command),)
+            line = self.link.at(str(command[1])) if len(command) > 1 else self.link
+            return (await line.call(*command),)
         except (RedisUnavailable, RedisError):
             return ()  # type: ignore[return-value]
 
@@ -270,8 +264,19 @@ class Stage:
 
     async def offset(self, partition: int) -> EntryId:
         """The position."""
-        stored = await self.ask("HGET", self.steps.keys.positions(0, "record"), partition) or b"|0-0"
+        keys = self.steps.keys
+        stored = await self.ask("HGET", keys.positions(keys.slot_group(partition), "record"), partition) or b"|0-0"
         return history.entry_id(stored.split(b"|")[1].decode())
+
+    async def offsets(self) -> dict[int, EntryId]:
+        """The positions of all partitions that have one."""
+        found = {}
+        for key in self._positions:
+            flat = await self.ask("HGETALL", key)
+            for name, value in zip(flat[::2], flat[1::2], strict=True):
+                if name.isdigit():
+                    found[int(name)] = history.entry_id(value.split(b"|")[1].decode())
+        return found
 
     async def shared(self, seconds: float = PATIENCE) -> None:
         """Wait until the workers that run share the partitions evenly."""
@@ -289,6 +294,16 @@ class Stage:
         """Wait until so many more events were handled."""
         before = self.lines("E")
         await self.until(lambda: self.lines("E") >= before + number, f"no {number} more events were handled")
+
+    async def all_go_on(self) -> None:
+        """Wait until something more is committed in every partition."""
+        before = await self.offsets()
+
+        async def further() -> bool:
+            now = await self.offsets()
+            return all(now.get(partition, (0, 0)) > offset for partition, offset in before.items())
+
+        await self.until(further, "not all partitions go on")
 
     def lines(self, kind: str, role: str = "worker") -> int:
         """How many lines of a kind the journals have."""
@@ -331,12 +346,10 @@ class Stage:
 
     async def _drained(self) -> bool:
         """Whether the positions of all partitions are at the end of their logs."""
-        positions = await self.ask("HGETALL", self.steps.keys.positions(0, "record"))
-        fields = zip(positions[::2], positions[1::2], strict=True)
-        stored = {int(field): value.split(b"|")[1] for field, value in fields if field.isdigit()}
+        stored = await self.offsets()
         for partition in range(PARTITIONS):
             (last,) = await self.ask("XREVRANGE", self.steps.keys.log(partition), "+", "-", "COUNT", 1) or [None]
-            if last is not None and stored.get(partition) != last[0]:
+            if last is not None and stored.get(partition) != history.entry_id(last[0].decode()):
                 return False
         return True
 
@@ -367,4 +380,4 @@ class Stage:
         await self.watcher.close()
         await self.app.aclose()
         await self.link.close()
-        self.server.stop()
+        self.place.stop()

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from faults.history import Look, entry_id
-from runnel._redis.link import Endpoint, Link
+from runnel._redis.link import Link
 from runnel.errors import RedisError, RedisUnavailable
 
 INTERVAL = 0.02
@@ -12,34 +13,37 @@ INTERVAL = 0.02
 
 
 class Watcher:
-    """Takes looks, over a connection of its own, for as long as the server answers.
+    """Takes looks, over connections of its own, for as long as the servers answer.
 
     Attributes:
         looks: those at which something was new.
     """
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, link: Link) -> None:
         """Arguments:
-        url: of the server.
-        key: of the positions.
+        link: to the servers; used by nobody else, and closed with this.
         """
         self.looks: list[Look] = []
-        self._link = Link(Endpoint(url))
-        self._key = key
+        self._link = link
         self._seen: dict[int, tuple[int, str]] = {}
-        self._task = asyncio.create_task(self._run())
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def watch(self, keys: Sequence[str]) -> None:
+        """Look at positions under these keys. Each is looked at by itself: its server may hang."""
+        self._tasks += [asyncio.create_task(self._run(key)) for key in keys]
 
     async def close(self) -> None:
         """Look no more."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._link.close()
 
-    async def _run(self) -> None:
+    async def _run(self, key: str) -> None:
         while True:
             sent = time.monotonic()
             try:
-                flat = await self._link.call("HGETALL", self._key, timeout=1.0)
+                flat = await self._link.at(key).call("HGETALL", key, timeout=1.0)
             except (RedisUnavailable, RedisError):
                 flat = []
             now = time.monotonic()

@@ -218,3 +218,70 @@ def test_entries_that_were_deleted_must_all_have_been_reported() -> None:
     history.commits[2] = replace(history.commits[2], previous=(10, 0))
     history.disturbances.append(Disturbance("delete", 3.5, 3.5, 0, 0, (11, 0)))
     assert any("2 entries were deleted unread, and the loss of 1" in each.text for each in check(history))
+
+
+def fails_over(history: History, kind: str, partition: int = 0) -> None:
+    history.disturbances.append(Disturbance(kind, 3.45, 4.5, partition=partition))
+
+
+@pytest.mark.parametrize("kind", ["fail-over", "lossy fail-over"])
+def test_a_fail_over_excuses_a_loss_only_where_nobody_waits_for_a_replica(kind: str) -> None:
+    history = good()
+    del history.effects[2], history.log[2]
+    history.sends["p", 2].ended = 3.5
+    fails_over(history, kind)
+    assert {violation.check for violation in check(history)} == {"C1"}, "nobody has reported it"
+    history.notes.append(Note(5.0, TWO, "SequenceGap", {"partition": 0}))
+    assert {violation.check for violation in check(history)} == ({"C1"} if kind == "fail-over" else set())
+    history.disturbances[-1] = replace(history.disturbances[-1], partition=1)
+    assert {violation.check for violation in check(history)} == {"C1"}, "it was another server that failed over"
+    history.disturbances[-1] = replace(history.disturbances[-1], partition=0)
+    history.sends["p", 2].ended = 2.5
+    assert {violation.check for violation in check(history)} == {"C1"}, "that had replicated long before"
+
+
+def test_a_position_below_what_is_committed_is_seen_only_while_a_server_fails_over() -> None:
+    history = good()
+    history.looks = [Look(3.7, 3.8, 0, 1, (10, 0))]
+    assert {violation.check for violation in check(history)} == {"C2"}
+    fails_over(history, "fail-over")
+    assert check(history) == []
+    history.looks.append(Look(4.6, 4.7, 0, 1, (10, 0)))
+    assert {violation.check for violation in check(history)} == {"C2"}, "it is over"
+
+
+def test_a_rollback_must_have_been_told_with_its_range() -> None:
+    history = good()
+    history.disturbances.clear()
+    fails_over(history, "lossy fail-over")
+    again = replace(history.effects[1], started=4.8, ended=4.9)
+    third = replace(history.effects[2], pid=ONE, token=1)
+    history.effects[2:] = [again, third]
+    history.acquires[1] = Acquire(4.6, 4.7, ONE, 0, 1, "OK", (10, 0), 0, rolled_back=False)
+    history.commits[2:] = [
+        Commit(4.9, 4.95, ONE, 0, 1, "OK", (10, 0), (11, 0)),
+        Commit(5.3, 5.4, ONE, 0, 1, "OK", (11, 0), (12, 0)),
+    ]
+    assert {violation.check for violation in check(history)} == {"C2"}
+    said = {"partition": 0, "reason": "rollback", "stored": "10-0"}
+    history.notes = [Note(4.6, ONE, "PartitionRewound", said | {"expected": "10-5"})]
+    assert {violation.check for violation in check(history)} == {"C2"}, "there was more"
+    history.notes = [Note(4.6, ONE, "PartitionRewound", said | {"expected": "11-0"})]
+    assert check(history) == []
+
+
+def test_what_took_the_place_of_a_lost_entry_must_come_before_later_ones() -> None:
+    """An event is read, is lost because it was not confirmed, and is sent again with a lower id."""
+    history = good()
+    history.disturbances.clear()
+    fails_over(history, "fail-over")
+    history.sends["p", 1].id, history.log[1] = (10, 5), replace(history.log[1], id=(10, 5))
+    history.sends["p", 1].ended = 4.5
+    del history.acquires[1], history.commits[1:]
+    third = replace(history.effects[2], pid=ONE, token=1)
+    history.effects[2] = third
+    assert {violation.check for violation in check(history)} == {"C3"}
+    again = replace(history.effects[1], id=(10, 5), started=4.8, ended=4.9)
+    history.acquires.append(Acquire(4.6, 4.7, ONE, 0, 1, "OK", (10, 0), 0, rolled_back=False))
+    history.effects[2:] = [again, third]
+    assert check(history) == []

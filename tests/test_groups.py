@@ -325,6 +325,9 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     blocks. 3. Another partition comes: that read must be ended too."""
     held = asyncio.Event()
 
+    async def never(link: Link, feeds: list[Feed]) -> None:
+        raise AssertionError("the connection stays")
+
     class SlowToAnswer(Link):
         async def call(self, *command: Any, **options: Any) -> Any:
             answer = await super().call(*command, **options)
@@ -335,7 +338,7 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     lease.renew(time.monotonic())
     feeds = [Feed(n, 1, f"{app_name}:{n}", lease) for n in range(3)]
     reading, control = Link(Endpoint(redis_url), identify=True), SlowToAnswer(Endpoint(redis_url))
-    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments(), lambda: 3, lambda feeds: None)
+    reader = Reader(reading, control, ReadAhead(8, 1_000_000), Instruments(), lambda: 3, lost_sight=never)
     for feed in feeds:
         feed.begin(b"0-0", 0)
     reader.add(feeds[0])
@@ -356,6 +359,36 @@ async def test_a_partition_that_comes_while_a_blocking_read_is_being_ended_is_re
     await reader.close()
     await reading.close()
     await control.close()
+
+
+async def test_after_an_outage_partitions_that_have_no_room_are_looked_at_as_well(
+    app_name: str, redis_url: str, link: Link
+) -> None:
+    """What they have read last may be lost, and the next read of them finds nothing new about the connection."""
+    looked_at: list[Feed] = []
+
+    async def lost_sight(link: Link, feeds: list[Feed]) -> None:
+        looked_at.extend(feeds)
+
+    lease = Lease(10.0)
+    lease.renew(time.monotonic())
+    feeds = [Feed(n, 1, f"{app_name}:{n}", lease) for n in range(2)]
+    reading = Link(Endpoint(redis_url), identify=True)
+    reader = Reader(reading, link, ReadAhead(8, 1_000_000), Instruments(), lambda: 2, lost_sight)
+    for feed in feeds:
+        feed.begin(b"0-0", 0)
+    feeds[1].add([[b"%d-0" % n, [b"data", b"x"]] for n in range(1, 500)], full=False)
+    for feed in feeds:
+        reader.add(feed)
+    running_reader = asyncio.create_task(reader.run())
+    await eventually(lambda: reading.client_id is not None and reader._blocked)
+    await link.call("CLIENT", "KILL", "ID", reading.client_id)
+    await eventually(lambda: looked_at)
+    assert looked_at == feeds
+    running_reader.cancel()
+    await asyncio.gather(running_reader, return_exceptions=True)
+    await reader.close()
+    await reading.close()
 
 
 # Project layout

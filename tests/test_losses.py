@@ -10,7 +10,7 @@ from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis import scripts
 from runnel._worker import committer, member
-from runnel.instruments import LogReplaced, LossDetected, PartitionRewound
+from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, RedisRecovered
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -95,9 +95,39 @@ async def test_a_log_that_is_deleted_together_with_the_positions_is_announced_by
         await case.send(1, 3)
         await case.committed(redis, 3)
         await redis.link.call("DEL", case.stream.keys.log(0), case.stream.keys.positions(0, "proc"))
-        await eventually(lambda: case.announced.of(LogReplaced))
+        [rewound] = await eventually(lambda: case.announced.of(PartitionRewound))
         await case.send(4, 5)
         await eventually(lambda: case.seen == [1, 2, 3, 4, 5])
+    assert rewound.stored == "0-0"
+
+
+async def test_what_a_new_primary_has_below_an_entry_that_was_lost_is_not_skipped(case: Case) -> None:
+    """1. We read 2 from a primary. 2. Another takes over, without it, and gives 3 an id below that of 2, 4 one above.
+    3. We read from it behind 2: boom."""
+    async with inspecting(case.app) as redis, running(case.app):
+        log = case.stream.keys.log(0)
+
+        async def append(n: int, entry_id: str) -> None:
+            await redis.link.call("XADD", log, entry_id, "data", Step(n=n).model_dump_json())
+
+        await append(1, "1-0")
+        await case.committed(redis, 1)
+        kept = await redis.link.call("DUMP", log)
+        case.gate.clear()
+        await append(2, "5-0")
+        await eventually(lambda: case.seen == [1, 2])  # 1
+        await redis.link.call("MULTI")  # 2
+        await redis.link.call("RESTORE", log, 0, kept, "REPLACE")
+        await append(3, "4-0")
+        await append(4, "6-0")
+        await redis.link.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await redis.link.call("EXEC")
+        await eventually(lambda: "read" in [one.role for one in case.announced.of(RedisRecovered)])  # 3
+        case.gate.set()
+        await eventually(lambda: case.seen[-1] == 4)
+        [rewound] = case.announced.of(PartitionRewound)
+    assert case.seen == [1, 2, 3, 4]
+    assert (rewound.reason, rewound.expected, rewound.stored) == ("rollback", "5-0", "1-0")
 
 
 async def test_a_position_is_not_taken_anew_while_a_commit_is_on_its_way(

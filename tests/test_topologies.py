@@ -156,12 +156,13 @@ async def test_a_fail_over_by_sentinels_that_was_asked_for_loses_nothing_that_th
     """
     with Watched(server_binary, replicas=1) as watched:
         traffic = Traffic(app_name, watched.url, durability="replica")
-        async with traffic.app, running(traffic.app), traffic.flowing():
+        channel = ControlKeys.of(app_name, "steps", "proc").wake
+        async with traffic.app, running(traffic.app) as worker, traffic.flowing():
             old = watched.primary
-            await asyncio.to_thread(watched.fail_over)
+            new = await asyncio.to_thread(watched.fail_over)
+            await eventually(lambda: ask(new.url, "PUBSUB", "SHARDNUMSUB", channel(worker.name))[1] == 1)
             assert facts(old.url, "replication")["role"] == "master", "and takes writes"
-            await eventually(lambda: watched.primary is not old)
-            ask(old.url, "REPLICAOF", *watched.primary.url.removeprefix("redis://").split(":"))
+            await asyncio.to_thread(watched.settle)
         traffic.nothing_is_lost()
 
 
@@ -204,6 +205,29 @@ async def test_a_primary_that_was_frozen_and_believes_to_be_one_still_takes_noth
             await eventually(lambda: traffic.done > before + 100, timeout=AGAIN)
         await asyncio.to_thread(servers.settle)
     traffic.nothing_is_lost()
+
+
+async def test_what_a_frozen_primary_says_when_it_is_none_any_more_is_not_believed(
+    watched: Watched, app_name: str
+) -> None:
+    endpoint = SentinelEndpoint(watched.url)
+    link = endpoint.link()
+    old = watched.primary
+    pid = old.pid
+    await link.call("PING")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waiting = asyncio.create_task(link.call("SET", app_name, "lost", timeout=AGAIN))
+        await asyncio.to_thread(_until_another, lambda: watched.primary, old)
+        names = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", watched.service)
+        await eventually(lambda: len({ask(sentinel.url, *names)[1] for sentinel in watched.sentinels}) == 1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    with pytest.raises(RedisUnavailable, match="no primary any more"):
+        await waiting
+    assert await link.call("GET", app_name) is None
+    await link.close()
+    await asyncio.to_thread(watched.settle)
 
 
 def _until_another(primary: Callable[[], EmbeddedServer], dead: EmbeddedServer) -> None:

@@ -122,7 +122,7 @@ PLAYS = (
         "F18",
         "a random mix of all of it, a quarter of the time quiet",
         mix,
-        seconds=45.0,
+        seconds=30.0,
         proxied=True,
         append_only=True,
         server=("--enable-debug-command", "yes"),

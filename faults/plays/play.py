@@ -2,10 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from faults.checker import Violation
 from faults.history import History
+from faults.places import Place
 from faults.proxy import Proxy
 from faults.stage import Process, Stage
 
@@ -47,7 +49,7 @@ class Scene:
     async def _through(self, start: Callable[[str | None], Process]) -> Process:
         if not self.proxied:
             return start(None)
-        proxy = await Proxy(int(self.stage.server.url.rsplit(":", 1)[1])).start()
+        proxy = await Proxy(int(self.stage.place.url.rsplit(":", 1)[1])).start()
         process = start(proxy.url)
         self.proxies[process] = proxy
         return process
@@ -108,6 +110,7 @@ class Play:
         producers: kind and events per second of each.
         session: seconds; ``None`` for the product's default.
         proxied: everybody connects through a proxy of their own.
+        place: makes the servers, with a server program, where there are several; then those below do not count.
         server: further arguments of the server.
         append_only: the server keeps its data on disk.
         faketime: the server runs under libfaketime.
@@ -123,6 +126,7 @@ class Play:
     producers: tuple[tuple[str, float], ...] = (("flights", 120.0), ("synthetic", 120.0), ("synthetic", 120.0))
     session: float | None = 3.0
     proxied: bool = False
+    place: Callable[[str | Path | None], Place] | None = None
     server: tuple[str, ...] = ()
     append_only: bool = False
     faketime: bool = False

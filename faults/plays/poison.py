@@ -76,7 +76,7 @@ def poison_was_taken(history: History, scene: Scene) -> Iterable[Violation]:
 async def quarantine(scene: Scene) -> None:
     """A partition fails, and is retried when it is healed; is skipped; or goes on when its worker is replaced."""
     stage = scene.stage
-    app = App(name=NAME, redis_url=stage.server.url)
+    app = App(name=NAME, redis_url=stage.place.url)
     steps = app.stream("steps", record=Step, partition_by="key", partition_count=PARTITIONS, partition_size=0)
 
     @app.processor(steps, exception_policy=ExceptionPolicy.QUARANTINE, middleware=[DeadLetterMiddleware(source=steps)])

@@ -289,6 +289,14 @@ PLAYS = (
     Play("F3", "freeze for half a session", freeze_short, nothing_moves, seconds=12),
     Play("F4", "a handler blocks the event loop for three sessions", block, nothing_moves),
     Play("F5", "a handler holds the interpreter's lock for two sessions", hold, workers=3),
-    Play("F16", "churn: 1 to 6 workers and back, rolling restarts", churn, never_idle, session=None, workers=1),
+    Play(
+        "F16",
+        "churn: 1 to 6 workers and back, rolling restarts",
+        churn,
+        never_idle,
+        seconds=15,
+        session=None,
+        workers=1,
+    ),
     Play("F17", "graceful stop under load", stop, handed_over_soon, session=None),
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from faults.checker import Violation
 from faults.history import History
+from faults.places import OneServer
 from faults.plays.play import Play, Scene
 from faults.plays.processes import nothing_moves
 from faults.records import PARTITIONS
@@ -35,7 +36,10 @@ async def restart(scene: Scene) -> None:
 
 async def crash_it(scene: Scene) -> None:
     """Crash the server and start it again."""
-    await scene.stage.crash_server(scene.rng.uniform(0.1, 1.0), scene.rng.choice((0.0, 0.5, 1.5)))
+    place = scene.stage.place
+    assert isinstance(place, OneServer)
+    crashed = await place.crash(scene.rng.uniform(0.1, 1.0), scene.rng.choice((0.0, 0.5, 1.5)))
+    scene.stage.note("crash", crashed)
 
 
 async def pause(scene: Scene) -> None:
@@ -174,7 +178,7 @@ PLAYS = (
         append_only=True,
         server=("--enable-debug-command", "yes"),
     ),
-    Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, faketime=True),
-    Play("F14", "no memory is left in the server", memory, nothing_moves),
+    Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, seconds=15, faketime=True),
+    Play("F14", "no memory is left in the server", memory, nothing_moves, seconds=15),
     Play("F15", "commands that destroy", destroy),
 )

@@ -34,6 +34,7 @@ class Feed:
         log: key of its log.
         entries: what was read and not yet handed out.
         cursor: id of the last entry that was read.
+        began: where ``cursor`` was at the beginning: at a position, which may be no entry of the log.
         done: id of the last entry that was processed.
         count: entries of the log up to ``done``, counted from its first one.
         read: the same up to ``cursor``.
@@ -53,6 +54,7 @@ class Feed:
     __slots__ = (
         "_arrived",
         "_lease",
+        "began",
         "check_at",
         "committed",
         "count",
@@ -84,7 +86,7 @@ class Feed:
         self.room = 0
         self.waiting = self.full = self.starved = False
         self.entries: deque[RawEntry] = deque()
-        self.cursor = self.done = self.committed = b"0-0"
+        self.began = self.cursor = self.done = self.committed = b"0-0"
         self.count = self.read = 0
         self.dirty = False
         self.ended = True
@@ -101,7 +103,7 @@ class Feed:
     def begin(self, offset: bytes, count: int) -> None:
         """Start, or start over, behind ``offset``."""
         self.entries.clear()
-        self.cursor = self.done = self.committed = offset
+        self.began = self.cursor = self.done = self.committed = offset
         self.count = self.read = count
         self.dirty = False
         self.stale = False

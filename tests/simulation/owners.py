@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from runnel._core.entry_ids import parse
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._core.reconcile import reconcile
 from runnel._redis import scripts
@@ -148,8 +149,9 @@ class Owner(Seat):
                 self.releases.append((partition, token))
                 return
             world.judge.told(partition, answer)
-            if share.replaced and not (answer.replaced or answer.lost or answer.rolled_back):
-                world.judge.report(partition, "replaced")
+            told = answer.replaced or answer.rolled_back
+            if share.replaced and not told and parse(answer.offset) < parse(share.done):
+                world.judge.report(partition, "rolled back")
             share.replaced = False
             share.begin(answer.offset, answer.count)
             if share.state is PartitionState.GRANTED:

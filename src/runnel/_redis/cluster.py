@@ -237,6 +237,11 @@ class ClusterLink(Link):
         return False
 
     @property
+    def connection(self) -> object:
+        """The connection that was used last."""
+        return None if self._last is None else self._last.connection
+
+    @property
     def client_id(self) -> int | None:
         """The number of the connection that was used last."""
         return None if self._last is None else self._last.client_id

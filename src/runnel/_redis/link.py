@@ -145,6 +145,10 @@ class Endpoint:
         """As :meth:`connect`, to the primary that has a key or a channel."""
         return await self.connect()
 
+    async def leads_to_primary(self, connection: AbstractConnection) -> bool:
+        """Whether there is no better connection than this one, as far as can be found out without asking its server."""
+        return True
+
     def doubt(self) -> None:
         """What was known of who serves what has turned out wrong: look again before it is used the next time."""
 
@@ -344,6 +348,11 @@ class Link:
         return self._exchange is not None and not self._exchange.lost and not self._turn.locked()
 
     @property
+    def connection(self) -> object:
+        """The connection that was used last, to tell it from others: another one may lead to another server."""
+        return self._connection
+
+    @property
     def client_id(self) -> int | None:
         """The server's number of the connection, if it was asked for and there is one."""
         return self._client_id
@@ -429,6 +438,14 @@ class Listener:
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError, ValueError, TypeError) as error:
             await self._give_up()
             raise self._endpoint.unreachable(error) from error
+
+    async def leave_if_demoted(self) -> None:
+        """End the subscription if its server is no primary any more, also where that does not know it yet."""
+        connection = self._connection
+        if connection is None or await self._endpoint.leads_to_primary(connection):
+            return
+        if connection is self._connection and connection._writer is not None:
+            connection._writer.transport.close()  # whoever waits for a message finds out
 
     async def _give_up(self) -> None:
         self._endpoint.doubt()

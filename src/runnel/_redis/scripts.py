@@ -41,6 +41,7 @@ __all__ = [
     "declare",
     "forget_group",
     "forget_positions",
+    "had",
     "heartbeat",
     "look",
     "losses",
@@ -94,6 +95,7 @@ _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
 _losses = _Script("losses", includes=("log",))
+_had = _Script("had", includes=("log",))
 _count_loss = _Script("count_loss")
 _acknowledge = _Script("acknowledge")
 _look = _Script("look", includes=("log",))
@@ -516,6 +518,16 @@ async def look(link: Link, keys: StreamKeys, processor: str, partitions: Sequenc
             _, offset, count = stored.split(b"|")[:3] if stored else (b"", None, 0)
             found[partition] = Look(offset, int(count), *rest)
     return found
+
+
+async def had(link: Link, logs: Sequence[str], ids: Sequence[bytes]) -> list[bool]:
+    """Whether each log has an entry that was read from it, or had it; False where it is not the same log any more.
+
+    Arguments:
+        logs: their keys; all in one slot.
+        ids: of the entry, per log.
+    """
+    return [found == 1 for found in await _had(link, logs, ids)]
 
 
 async def count_loss(

@@ -8,7 +8,6 @@ its connections end or it answers READONLY; then we connect anew, and so ask aga
 import asyncio
 import random
 import time
-from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
@@ -95,6 +94,14 @@ class SentinelEndpoint(Endpoint):
         assert self._address is not None
         return self._address
 
+    async def leads_to_primary(self, connection: AbstractConnection) -> bool:
+        """Whether the sentinels still name the server that a connection leads to."""
+        assert isinstance(connection, Connection)
+        try:
+            return (connection.host, connection.port) == await self.address()
+        except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
+            return True
+
     async def _address_now(self) -> tuple[str, int]:
         reasons = []
         for sentinel in tuple(self._sentinels):
@@ -126,7 +133,8 @@ class SentinelLink(Link):
 
     After a fail-over that was asked for, or when a primary comes back that was cut off, it takes the sentinels some
     10 s to tell it that it is a replica now. Until then it takes writes, all of which are lost then. So before a
-    command, we look now and then who the primary is.
+    command, we look now and then who the primary is. One that was frozen carries out, when it goes on, what waited in
+    its sockets: so we look once more after an answer that was long in coming.
     """
 
     @property
@@ -136,20 +144,24 @@ class SentinelLink(Link):
 
     async def call(self, *command: Any, timeout: float = REPLY_TIMEOUT, confirm: Confirmation = PRIMARY) -> Any:
         """As :meth:`Link.call`."""
-        endpoint, connection = self.endpoint, self._connection
-        assert isinstance(endpoint, SentinelEndpoint)
-        if connection is not None:
-            with suppress(RedisUnavailable):  # the sentinels are away: that alone is no reason to stop
-                address = await endpoint.address()
-                async with self._turn:
-                    if connection is self._connection and _address_of(connection) != address:
-                        await self._drop()
-        return await super().call(*command, timeout=timeout, confirm=confirm)
+        await self._leave_if_demoted()
+        asked = time.monotonic()
+        answer = await super().call(*command, timeout=timeout, confirm=confirm)
+        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted():
+            raise RedisUnavailable(
+                f"A server of {self.endpoint.safe_url} has answered when it was no primary any more."
+            )
+        return answer
 
-
-def _address_of(connection: AbstractConnection) -> tuple[str, int]:
-    assert isinstance(connection, Connection)
-    return connection.host, connection.port
+    async def _leave_if_demoted(self) -> bool:
+        """Disconnect from a server that is no primary any more. Whether that was so."""
+        connection = self._connection
+        if connection is None or await self.endpoint.leads_to_primary(connection):
+            return False
+        async with self._turn:
+            if connection is self._connection:
+                await self._drop()
+        return True
 
 
 async def _ask(connection: AbstractConnection, *command: str, keep: bool = False) -> Any:

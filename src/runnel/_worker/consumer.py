@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from structlog.contextvars import bind_contextvars
 
 from runnel._core.backoff import delays
+from runnel._core.entry_ids import parse
 from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
@@ -117,7 +118,7 @@ class PartitionConsumer:
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
-        self._rewinding = self._replaced = False
+        self._rewinding = self._untold = False
         self._started_at = 0
         self._processed_before = 0
         self._waits: Iterator[float] = iter(())
@@ -195,9 +196,8 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
-        if reason == "replaced":  # that is told when it is acquired again
-            self._replaced = True
-        else:
+        self._untold = reason == "replaced"  # until it is acquired again, which shows what has happened
+        if not self._untold:
             self._owner.announce(
                 PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
             )
@@ -291,10 +291,12 @@ class PartitionConsumer:
             self._owner.announce(PartitionRewound(name, feed.partition, "rollback", rolled_back, position))
         if acquired.lost:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
-        # Perhaps nothing is left in Redis that knows of the old log, but we have seen that it is gone.
-        if acquired.replaced or (self._replaced and not acquired.lost and not acquired.rolled_back):
+        if acquired.replaced:
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
-        self._replaced = False
+        elif self._untold and not acquired.rolled_back and parse(acquired.offset) < parse(feed.done):
+            done, position = feed.done.decode(), acquired.offset.decode()
+            self._owner.announce(PartitionRewound(name, feed.partition, "rollback", done, position))
+        self._untold = False
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile

@@ -111,6 +111,7 @@ class Heartbeats:
         self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
         self._started = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
         self._link: Link
@@ -206,8 +207,8 @@ class Heartbeats:
         2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
            and join again.
         3. Hand the answer to the worker's loop.
-        4. Sleep until the next is due, or somebody wakes us. After an answer that was late, the next is due at once: it
-           counts from now.
+        4. See that we are still subscribed where the coordinator is. Sleep until the next is due, or somebody wakes us.
+           After an answer that was late, the next is due at once: it counts from now.
         5. The seat is given up while the worker goes on: leave, and end the other tasks that it has for itself.
         """
         while not holder.retired:
@@ -254,10 +255,12 @@ class Heartbeats:
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
+            for listener in tuple(self._listeners):
+                await listener.leave_if_demoted()  # 4
             if attempts > 1 or (not beat.known and not holder.draining):
                 continue
             delay = self._interval if beat.again is None else min(self._interval, beat.again)
-            with suppress(TimeoutError):  # 4
+            with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await holder.wake.wait()
         releases = tuple(holder.releases)
@@ -288,6 +291,7 @@ class Heartbeats:
             by_channel: whose each is; one server has all of them.
         """
         listener = Listener(self._endpoint)
+        self._listeners.add(listener)
         try:
             while True:
                 await patiently("wake-up channel", lambda: listener.subscribe(tuple(by_channel)), self._instruments)
@@ -304,6 +308,7 @@ class Heartbeats:
                         elif message == SEALED:
                             self._sealed(holder)
         finally:
+            self._listeners.discard(listener)
             await listener.close()
 
     def _sealed(self, holder: Holder) -> None:

@@ -8,6 +8,8 @@ from runnel._core.read_ahead import ReadAhead
 from runnel._redis.durability import Confirmation
 from runnel._redis.keys import StreamKeys
 from runnel._redis.link import Endpoint, Link
+from runnel._redis.patience import patiently
+from runnel._redis.scripts import had
 from runnel._worker.committer import Committer, Verdicts
 from runnel._worker.reader import Reader
 from runnel.feed import Feed
@@ -96,11 +98,24 @@ class SlotGroups:
     def _feeds(self) -> int:
         return sum(group.reader.feeds for group in self._groups.values())
 
-    def _lost_sight(self, feeds: list[Feed]) -> None:
-        """The server was away, and may have lost what was committed: find out, also where nothing new arrives."""
+    async def _lost_sight(self, link: Link, feeds: list[Feed]) -> None:
+        """The server was away, or it is another one: it may have lost what was committed, or what was read.
+
+        The former is found out by a commit, also where nothing new arrives; the latter here, by the last entry.
+        """
         for feed in feeds:
             if not feed.ended:
                 self.committer(feed.partition).probe(feed)
+        read = [(feed, feed.cursor) for feed in feeds if not feed.ended and feed.cursor != feed.began]
+        if not read:
+            return
+
+        async def attempt() -> list[bool]:
+            return await had(link, [feed.log for feed, _ in read], [cursor for _, cursor in read])
+
+        for (feed, cursor), known in zip(read, await patiently("read", attempt, self._instruments), strict=True):
+            if not known and not feed.ended and feed.cursor == cursor:
+                self._verdicts.rewound(feed, "replaced", feed.committed, b"")
 
     def _of(self, partition: int) -> _SlotGroup:
         number = self._keys.slot_group(partition)

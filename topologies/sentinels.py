@@ -111,6 +111,7 @@ class Watched:
 
         A primary that comes back after a fail-over would be told so by a sentinel, but only after 10 s.
         """
+        until(self._agreed, "the sentinels agree")
         primary, running = self.primary, [node for node in self.nodes if node.running]
         for node in running:
             if node is not primary and facts(node.url, "replication")["role"] == "master":
@@ -119,10 +120,19 @@ class Watched:
         for sentinel in self.sentinels:
             until(lambda sentinel=sentinel: self._sees_all(sentinel), "the sentinels know all")
 
+    def _agreed(self) -> bool:
+        """Whether no fail-over is under way any more, and who is named by all is a primary."""
+        seen = [self._seen_by(sentinel) for sentinel in self.sentinels]
+        one = len({one[b"port"] for one in seen}) == 1 and {one[b"flags"] for one in seen} == {b"master"}
+        return one and facts(self.primary.url, "replication")["role"] == "master"
+
     def _sees_all(self, sentinel: Sentinel) -> bool:
-        flat = ask(sentinel.url, "SENTINEL", "MASTER", self.service)
-        seen = dict(zip(flat[::2], flat[1::2], strict=True))
+        seen = self._seen_by(sentinel)
         return (int(seen[b"num-slaves"]), int(seen[b"num-other-sentinels"])) == (len(self.nodes) - 1, 2)
+
+    def _seen_by(self, sentinel: Sentinel) -> dict[bytes, bytes]:
+        flat = ask(sentinel.url, "SENTINEL", "MASTER", self.service)
+        return dict(zip(flat[::2], flat[1::2], strict=True))
 
     @property
     def primary(self) -> EmbeddedServer:

@@ -51,7 +51,7 @@ DOCUMENTS = [
 ]
 PAGES = [
     *DOCUMENTS,
-    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "metrics", "faults", "reliability")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("operations", "metrics", "faults", "reliability", "scaling")),
     ROOT / "deploy" / "README.md",
 ]
 """With those that other tests play."""

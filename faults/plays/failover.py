@@ -12,6 +12,7 @@ from faults.checker import Violation
 from faults.history import Disturbance, History
 from faults.places import InCluster, Several, WithSentinels
 from faults.plays.play import Play, Scene
+from faults.plays.processes import no_false_alarm
 from faults.plays.servers import nobody_is_evicted
 from faults.records import PARTITIONS
 from runnel.server import EmbeddedServer
@@ -157,9 +158,7 @@ async def in_cluster(scene: Scene, takes_over: tuple[TakeOver, ...]) -> None:
 def goes_on(history: History, scene: Scene) -> Iterable[Violation]:
     """Nobody is evicted; nobody misses entries, since none were deleted. Says for how long a partition stood still."""
     yield from nobody_is_evicted(history, scene)
-    for note in history.notes:
-        if note.name in ("LossDetected", "LogReplaced"):
-            yield Violation("alarm", f"nothing was deleted: {note}", note.at, note.fields["partition"])
+    yield from no_false_alarm(history, "LossDetected", "LogReplaced")
     names = {MOVE, *map(_name, (request, force, crash, freeze, unreplicated_crash))}
     for d in history.disturbances:
         if d.kind in names:

@@ -157,6 +157,13 @@ def nothing_moves(history: History, scene: Scene) -> Iterable[Violation]:
     yield from nothing_repeated(history, scene)
 
 
+def no_false_alarm(history: History, *names: str) -> Iterable[Violation]:
+    """Nothing was lost or deleted, so nobody says so."""
+    for note in history.notes:
+        if note.name in names:
+            yield Violation("alarm", f"nothing is gone: {note}", note.at, note.fields["partition"])
+
+
 def nothing_repeated(history: History, scene: Scene) -> Iterable[Violation]:
     """Nothing was handled twice."""
     seen: dict[tuple[str, int], Effect] = {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from program import Project, Running, environment, until
-from runnel._core.meters import Histogram
+from runnel._core.meters import HANDLER_BOUNDS, Histogram, Meter, Stopwatch
 from runnel.server import EmbeddedServer
 from runnel.server.address import free_port
 from runnel.telemetry.figures import METRICS
@@ -337,3 +337,54 @@ def test_values_are_counted_alike_one_by_one_and_together(first: list[float], se
     assert sum(single.counts) == len(first) + len(second)
     assert single.counts[0] == sum(value <= 0.5 for value in first + second)
     assert single.counts[-1] == sum(value > 5 for value in first + second)
+
+
+RUNS = st.lists(
+    st.tuples(
+        st.lists(st.integers(min_value=0, max_value=400).map(lambda units: units / 1_000_000), min_size=1, max_size=30),
+        st.booleans(),
+        st.integers(min_value=0, max_value=30_000).map(lambda units: units / 1_000_000),
+    ),
+    max_size=8,
+)
+"""Runs: what each event takes in seconds, whether the last one fails, and how long it is quiet after that."""
+
+
+@given(RUNS)
+def test_a_stopwatch_counts_like_one_that_times_each_event(runs: list[tuple[list[float], bool, float]]) -> None:
+    meter, expected = Meter(), Histogram(HANDLER_BOUNDS)
+    watch = Stopwatch(meter, lambda monotonic: 1_000.0 + monotonic)
+    now, done = 5.0, 0
+    for durations, fails, quiet in runs:
+        for position, took in enumerate(durations):
+            entry_id = b"%d-%d" % ((1_000 + now) * 1000, position)
+            if now >= watch.mark:
+                watch.look(entry_id, now, done)
+            watch.at = now
+            now, before = now + took, now
+            if position < len(durations) - 1 or not fails:
+                expected.add(now - before)
+                done += 1
+        (watch.fail if fails else watch.end)(entry_id, now, done)
+        assert not watch.mark
+        now += quiet
+    watch.count()
+    assert meter.processed == done
+    assert meter.handler.counts == expected.counts
+    assert meter.handler.total == pytest.approx(expected.total, abs=1e-6)
+    assert sum(meter.end_to_end.counts) == done
+    assert meter.end_to_end.total >= 0
+
+
+def test_ages_of_a_run_are_those_of_its_first_and_its_last_event() -> None:
+    meter = Meter()
+    watch = Stopwatch(meter, lambda monotonic: monotonic)
+    for number, now in enumerate((10.0, 10.25, 10.5)):
+        if now >= watch.mark:
+            watch.look(b"%d-0" % (9_000 + 500 * number), now, number)
+        watch.at = now
+    watch.end(b"10000-0", 10.75, 3)
+    watch.count()
+    # The last one, two times: 10.75 - 10.0. The first one: 10.25 - 9.0.
+    assert meter.end_to_end.total == pytest.approx(2 * 0.75 + 1.25)
+    assert meter.handler.total == pytest.approx(0.75)

@@ -233,8 +233,8 @@ class Events(Generic[R]):
         Raises:
             Exception: whatever a finaliser raises; the others have finished all the same.
         """
-        if self.failure is not None and self._watch is not None and self._watch.stamps:
-            self._watch.fail(self._feed.done, _monotonic())
+        if (self.failure is not None or self.abandoned) and self._watch is not None and self._watch.mark:
+            self._watch.fail(self._feed.done, _monotonic(), self._feed.processed)
         loops, self._loops, self._current = self._loops, [], None
         await _finish([generator for loop in loops for generator in loop])
 
@@ -252,8 +252,8 @@ class Events(Generic[R]):
 
     def _end_run(self) -> None:
         """Everything that was handed out is done."""
-        if self._watch is not None and self._watch.stamps:
-            self._watch.end(self._feed.done, _monotonic())
+        if self._watch is not None and self._watch.mark:
+            self._watch.end(self._feed.done, _monotonic(), self._feed.processed)
 
     # Sources
 
@@ -279,12 +279,12 @@ class Events(Generic[R]):
             self._loops.remove(previous)
             await _finish(previous)
             await self._settle()
+            self._end_run()
 
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
         feed, decode, clock = self._feed, self._codec.decode, _monotonic
         entries = feed.entries
         watch = self._watch
-        stamps = None if watch is None else watch.stamps
         await self._begin(loop)
         while True:
             held = self._held
@@ -298,22 +298,21 @@ class Events(Generic[R]):
                 if self._commit_each:
                     await feed.flush(feed)
             while not entries or (now := clock()) >= feed.check_at:
-                if stamps:
-                    self._end_run()
+                self._end_run()
                 if not await feed.ready():
                     return
             entry = entries.popleft()
             if len(entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
-            if stamps:
-                stamps.append(now)
-            elif watch is not None:
-                watch.begin(entry[0], now)
+            if watch is not None:
+                if now >= watch.mark:
+                    watch.look(entry[0], now, feed.processed)
+                watch.at = now
             yield decode(entry[1])
 
     async def _events(self, loop: _Loop) -> AsyncGenerator[Event[R], None]:
-        feed, clock = self._feed, _monotonic
+        feed, clock, watch = self._feed, _monotonic, self._watch
         await self._begin(loop)
         while True:
             held = self._held
@@ -330,11 +329,10 @@ class Events(Generic[R]):
             if len(feed.entries) == feed.room:
                 feed.on_room(feed)
             self._held = entry
-            if self._watch is not None:
-                if self._watch.stamps:
-                    self._watch.stamps.append(now)
-                else:
-                    self._watch.begin(entry[0], now)
+            if watch is not None:
+                if now >= watch.mark:
+                    watch.look(entry[0], now, feed.processed)
+                watch.at = now
             yield Event(self.stream, self.partition, entry, self._codec)
 
     async def _batches(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[tuple[RawEntry, ...], None]:

@@ -38,6 +38,7 @@ class Feed:
         done: id of the last entry that was processed.
         count: entries of the log up to ``done``, counted from its first one.
         read: the same up to ``cursor``.
+        lost: of these, entries that were removed from the log unread since the feed began.
         committed: what Redis holds as the position.
         dirty: whether the committer has been told of ``done``.
         stale: Redis holds another position than ``committed``, or may; nothing is committed until :meth:`begin`.
@@ -66,6 +67,7 @@ class Feed:
         "flush",
         "full",
         "log",
+        "lost",
         "on_done",
         "on_room",
         "partition",
@@ -87,7 +89,7 @@ class Feed:
         self.waiting = self.full = self.starved = False
         self.entries: deque[RawEntry] = deque()
         self.began = self.cursor = self.done = self.committed = b"0-0"
-        self.count = self.read = 0
+        self.count = self.read = self.lost = 0
         self.dirty = False
         self.ended = True
         self.stale = self.probed = False
@@ -105,6 +107,7 @@ class Feed:
         self.entries.clear()
         self.began = self.cursor = self.done = self.committed = offset
         self.count = self.read = count
+        self.lost = 0
         self.dirty = False
         self.stale = False
         self.full = self.starved = False
@@ -135,6 +138,12 @@ class Feed:
         """So many entries behind ``cursor`` were removed from the log unread."""
         self.read += lost
         self.count += lost
+        self.lost += lost
+
+    @property
+    def processed(self) -> int:
+        """The same as ``count``, without those that were lost under way: it grows with each event by one."""
+        return self.count - self.lost
 
     def poke(self) -> None:
         """Look at the lease again."""

@@ -159,7 +159,7 @@ class PartitionConsumer:
     @property
     def processed(self) -> int:
         """How many events were acknowledged under this token."""
-        return self._processed_before + self.feed.count - self._started_at
+        return self._processed_before + self.feed.processed - self._started_at
 
     def measure(self) -> None:
         """Count in the meter what was processed and is not counted yet."""

@@ -265,9 +265,7 @@ class Stream(Generic[R]):
 
         Returns:
             The generations of the stream. A change to another one that somebody has begun is seen through.
-
-        Returns:
-            The keys of the stream: only now it is known into how many slot groups it is divided.
+            Only now it is known into how many slot groups the stream is divided, and so what its keys are.
 
         Raises:
             MetadataMismatch: naming both values, and the way out.

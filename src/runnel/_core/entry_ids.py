@@ -40,6 +40,8 @@ def consecutive(last: bytes, count: int) -> list[str]:
 
     The append script sees to it that the entries of one batch differ by one in their sequence.
     """
+    if count == 1:
+        return [last.decode()]
     milliseconds, sequence = parse(last)
     first, prefix = sequence - count + 1, f"{milliseconds}-"
     if sequence < len(_NUMBERS):

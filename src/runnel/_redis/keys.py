@@ -14,15 +14,27 @@ from runnel._core.slots import tag_numbers
 __all__ = ["ControlKeys", "StreamKeys", "all_of_app", "task_ticks"]
 
 
-@lru_cache(maxsize=1024)  # a key takes 0.6 µs instead of 3; an append has two of them per partition, a commit one
+@lru_cache(maxsize=1024)  # a key takes 0.6 µs instead of 3; an append has one of it per partition, a commit as well
 def _quoted(name: str) -> str:
     """``name`` without any character that has a meaning in our keys."""
     return quote(name, safe="")
 
 
+def _of_stream(app: str, stream: str) -> str:
+    return f"{_quoted(app)}/{_quoted(stream)}"
+
+
 def _of_generation(name: str, generation: int) -> str:
     """``name`` in a generation of its stream. The first one has no number; ``@`` is in no name that is quoted."""
     return name if generation == 0 else f"{name}@{generation}"
+
+
+@lru_cache(maxsize=1024)
+def _data(app: str, stream: str, slot_groups: int, generation: int) -> tuple[str, ...]:
+    """What the keys of each slot group begin with. Kept: an append has two keys per partition, a commit one."""
+    name = _of_generation(_of_stream(app, stream), generation)
+    numbers = (0,) if slot_groups == 1 else tag_numbers(name, slot_groups)
+    return tuple(f"runnel:{{{name}#{number}}}" for number in numbers)
 
 
 def all_of_app(app: str) -> str:
@@ -44,7 +56,7 @@ class ControlKeys:
     @classmethod
     def of(cls, app: str, stream: str, processor: str, generation: int = 0) -> "ControlKeys":
         """The group of ``processor`` on a generation of ``stream``."""
-        name = f"{_quoted(app)}/{_quoted(stream)}/{_quoted(processor)}"
+        name = f"{_of_stream(app, stream)}/{_quoted(processor)}"
         return cls(f"runnel:{{{_of_generation(name, generation)}}}")
 
     @classmethod
@@ -108,19 +120,13 @@ class StreamKeys:
         """The keys of the group that shares the partitions of this generation for a processor."""
         return ControlKeys.of(self.app, self.stream, processor, self.generation)
 
-    @property
-    def _name(self) -> str:
-        return f"{_quoted(self.app)}/{_quoted(self.stream)}"
-
     def _data(self, slot_group: int) -> str:
-        name = _of_generation(self._name, self.generation)
-        number = 0 if self.slot_groups == 1 else tag_numbers(name, self.slot_groups)[slot_group]
-        return f"runnel:{{{name}#{number}}}"
+        return _data(self.app, self.stream, self.slot_groups, self.generation)[slot_group]
 
     @property
     def metadata(self) -> str:
         """Hash: partition_count, slot_groups, hasher, format; generations, see ``_core/generations.py``."""
-        return f"runnel:{{{self._name}}}:meta"
+        return f"runnel:{{{_of_stream(self.app, self.stream)}}}:meta"
 
     def slot_group(self, partition: int) -> int:
         """The slot group of a partition."""

@@ -315,32 +315,34 @@ class Link:
             NotDurable: it was carried out, but not confirmed in time.
             RedisError: the server refused the command.
         """
-        async with self._turn:
-            try:
-                exchange = self._exchange or await self._connect(timeout)
-                answer = await exchange.ask(hiredis.pack_command(command), timeout)
-                if confirm.command:
-                    # On the same connection: the server waits for what this one has written.
-                    confirm.check(await exchange.ask(hiredis.pack_command(confirm.command), timeout + confirm.seconds))
-                return answer
-            except exceptions.ResponseError as error:
-                text = str(error)
-                if text.startswith(_ELSEWHERE):
-                    raise Redirected(self.endpoint.safe_url, text) from None
-                if demoted := text.startswith(_DEMOTED) or _DEMOTED_MEANWHILE in text:
-                    await self._drop()
-                    self.endpoint.doubt()
-                if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
-                    raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
-                raise RedisError(text.removeprefix("ERR ")) from error
-            except NotDurable:
-                raise  # the connection is sound
-            except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+        await self._turn.acquire()
+        try:
+            exchange = self._exchange or await self._connect(timeout)
+            answer = await exchange.ask(hiredis.pack_command(command), timeout)
+            if confirm.command:
+                # On the same connection: the server waits for what this one has written.
+                confirm.check(await exchange.ask(hiredis.pack_command(confirm.command), timeout + confirm.seconds))
+            return answer
+        except exceptions.ResponseError as error:
+            text = str(error)
+            if text.startswith(_ELSEWHERE):
+                raise Redirected(self.endpoint.safe_url, text) from None
+            if demoted := text.startswith(_DEMOTED) or _DEMOTED_MEANWHILE in text:
                 await self._drop()
-                raise self.endpoint.unreachable(error) from error
-            except BaseException:  # cancelled, or something we do not know: the connection is not usable any more
-                await self._drop()
-                raise
+                self.endpoint.doubt()
+            if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
+                raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
+            raise RedisError(text.removeprefix("ERR ")) from error
+        except NotDurable:
+            raise  # the connection is sound
+        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            await self._drop()
+            raise self.endpoint.unreachable(error) from error
+        except BaseException:  # cancelled, or something we do not know: the connection is not usable any more
+            await self._drop()
+            raise
+        finally:
+            self._turn.release()
 
     @property
     def ready(self) -> bool:

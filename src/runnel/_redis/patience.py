@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from runnel._core.backoff import delays
@@ -45,11 +45,14 @@ async def patiently(
     """
     started = time.monotonic()
     reported = False
+    waits: Iterator[float] | None = None
     try:
-        for delay in delays(FIRST_DELAY, most_delay, random.random):
+        while True:
             try:
                 result = await operation()
             except (RedisUnavailable, RedisError) as error:
+                waits = waits or delays(FIRST_DELAY, most_delay, random.random)
+                delay = next(waits)
                 waited = time.monotonic() - started
                 if limit is not None and (isinstance(error, RedisError) or waited + delay > limit):
                     raise
@@ -62,7 +65,6 @@ async def patiently(
                     reported = False
                     instruments.announce(RedisRecovered(role, time.monotonic() - started))
                 return result
-        raise AssertionError("delays never end")
     finally:
         if reported:
             instruments.announce(RedisGivenUp(role))

@@ -238,6 +238,8 @@ class Producer:
             while True:
                 if not self._prepared and not await self._find_out():
                     return
+                if not self._waiting:
+                    return
                 self._more.clear()
                 if batches := self._compose(share):
                     share = BATCH_ENTRIES * len(self._lanes)
@@ -264,7 +266,8 @@ class Producer:
         except RunnelError as error:
             for lane in self._waiting.values():
                 lane.fail(len(lane.entries), error)
-            self._leave_out(list(self._waiting))
+            for partition, lane in [*self._waiting.items()]:
+                self._leave_out(partition, lane)
             return False
         finally:
             self._finding_out = False
@@ -310,13 +313,12 @@ class Producer:
                     there.entries += part
                     there.parcels.append((future, len(part), since))
 
-    def _leave_out(self, partitions: Iterable[int]) -> None:
-        """Forget what was given up or has failed, and lanes that have nothing left."""
-        for partition in partitions:
-            lane = self._lanes[partition]
-            lane.leave_out()
-            if not lane.parcels:
-                self._waiting.pop(partition, None)
+    def _leave_out(self, partition: int, lane: Lane) -> bool:
+        """Forget what was given up or has failed. True if nothing is left in the lane, and it is left out itself."""
+        lane.leave_out()
+        if not lane.parcels:
+            del self._waiting[partition]
+        return not lane.parcels
 
     def _idle(self) -> list[tuple[int, Lane]]:
         """What waits, and is not under way nor behind what is."""
@@ -334,9 +336,8 @@ class Producer:
         now = _monotonic()
         batches: list[Batch] = []
         taken, room, slot_group = 0, BATCH_BYTES, -1
-        self._leave_out([partition for partition, _ in self._idle()])
         for partition, lane in self._idle():
-            if lane.retry_at > now:
+            if self._leave_out(partition, lane) or lane.retry_at > now:
                 continue
             if batches and self._keys.slot_group(partition) != slot_group:
                 continue

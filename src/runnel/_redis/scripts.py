@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.keys import ControlKeys, StreamKeys, task_ticks
@@ -367,8 +367,10 @@ class AppendStatus(str, Enum):
     SEALED = "SEALED"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+_APPEND_STATUS = {status.value.encode(): status for status in AppendStatus}
+
+
+class Batch(NamedTuple):
     """Entries for one partition, under one sequence of a producer, which knows that ``confirmed`` is stored.
 
     Where all entries have one and the same ``field`` and no other, they are given as its values.
@@ -382,8 +384,7 @@ class Batch:
     field: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """The answer for a batch: the id of its last entry, the stored sequence, or the name of the lagging processor."""
 
     status: AppendStatus
@@ -422,7 +423,7 @@ async def append(
             arguments += entry
     answers = await _append(link, names, arguments, confirm=confirm)
     return [
-        Appended(AppendStatus(status.decode()), detail if isinstance(detail, bytes) else str(detail).encode())
+        Appended(_APPEND_STATUS[status], detail if isinstance(detail, bytes) else str(detail).encode())
         for status, detail in answers
     ]
 

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from program import Project, Running, environment, until
-from runnel._core.meters import HANDLER_BOUNDS, Histogram, Meter, Stopwatch
+from runnel._core.meters import END_TO_END_BOUNDS, HANDLER_BOUNDS, Histogram, Meter, Stopwatch
 from runnel.server import EmbeddedServer
 from runnel.server.address import free_port
 from runnel.telemetry.figures import METRICS
@@ -324,19 +325,18 @@ def test_the_table_of_metrics_is_what_a_worker_serves(project: Project) -> None:
 # Histograms
 
 
-@given(st.lists(st.floats(min_value=0, max_value=10)), st.lists(st.floats(min_value=0, max_value=10)))
-def test_values_are_counted_alike_one_by_one_and_together(first: list[float], second: list[float]) -> None:
-    bounds = (0.5, 1, 2, 5)
-    single, together = Histogram(bounds), Histogram(bounds)
-    for value in first + second:
-        single.add(value)
-    together.add_all([*first])
-    together.add_all([*second])
-    assert together.counts == single.counts
-    assert together.total == pytest.approx(single.total)
-    assert sum(single.counts) == len(first) + len(second)
-    assert single.counts[0] == sum(value <= 0.5 for value in first + second)
-    assert single.counts[-1] == sum(value > 5 for value in first + second)
+@given(st.lists(st.integers(min_value=0, max_value=5_000_000), min_size=1).map(sorted))
+def test_ages_in_a_batch_are_counted_as_if_each_were_looked_at(appended: list[int]) -> None:
+    meter, expected, now = Meter(), Histogram(END_TO_END_BOUNDS), 5_000.0
+    for milliseconds in appended:
+        expected.add(now - milliseconds / 1000)
+    meter.batch(0.2, [b"%d-0" % milliseconds for milliseconds in appended], now)
+    assert meter.processed == len(appended)
+    assert meter.end_to_end.counts == expected.counts
+    assert meter.handler.counts == [0] * 8 + [1] + [0] * 8
+    # Where they fall into one bucket, they count as what lies in the middle between the first and the last one.
+    widest = max(high - low for low, high in pairwise((0, *END_TO_END_BOUNDS)))
+    assert meter.end_to_end.total == pytest.approx(expected.total, abs=widest * len(appended))
 
 
 RUNS = st.lists(

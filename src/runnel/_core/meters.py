@@ -3,7 +3,7 @@
 One thread fills a histogram; others may read it meanwhile, and then see a moment in between.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from runnel._core.entry_ids import parse
@@ -15,9 +15,6 @@ HANDLER_BOUNDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 END_TO_END_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 """Seconds. From an idle worker to one that has an hour's backlog."""
-
-FEW = 8
-"""Values below which each is put into its bucket; more are sorted."""
 
 SHORT = HANDLER_BOUNDS[0]
 """Seconds. Events that take no longer than this are only counted."""
@@ -47,22 +44,9 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
-    def add_all(self, values: list[float]) -> None:
-        """Count many values. Sorts the list."""
-        if len(values) < FEW:
-            for value in values:
-                self.add(value)
-            return
-        values.sort()
-        below = 0
-        for index, bound in enumerate(self.bounds):
-            upto = bisect_right(values, bound, below)
-            self.counts[index] += upto - below
-            below = upto
-            if below == len(values):
-                break
-        self.counts[-1] += len(values) - below
-        self.total += sum(values)
+    def alike(self, one: float, other: float) -> bool:
+        """Whether two values, and so all between them, fall into the same bucket."""
+        return bisect_left(self.bounds, one) == bisect_left(self.bounds, other)
 
 
 class Meter:
@@ -110,13 +94,24 @@ class Meter:
         self.end_to_end.add(_age(first, first_ended), number // 2)
         self.handler.counts[0] += number - len(slow)
         self.handler.total += max(0.0, seconds - sum(slow))
-        self.handler.add_all(slow)
+        for took in slow:
+            self.handler.add(took)
 
     def batch(self, duration: float, ids: Sequence[bytes], now: float) -> None:
         """A batch was processed as a whole."""
         self.processed += len(ids)
         self.handler.add(duration)
-        self.end_to_end.add_all([_age(entry_id, now) for entry_id in ids])
+        self._count_ages(ids, now)
+
+    def _count_ages(self, ids: Sequence[bytes], now: float) -> None:
+        """Count what was appended in this order, without a look at each: that took 1 µs for an event."""
+        oldest, youngest = _age(ids[0], now), _age(ids[-1], now)
+        if len(ids) == 1 or self.end_to_end.alike(oldest, youngest):
+            self.end_to_end.add((oldest + youngest) / 2, len(ids))
+        else:
+            half = len(ids) // 2
+            self._count_ages(ids[:half], now)
+            self._count_ages(ids[half:], now)
 
 
 class Stopwatch:

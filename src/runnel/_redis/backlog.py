@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from runnel._core.entry_ids import parse
 from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Link
 from runnel._redis.queries import log_state, position
 from runnel._redis.scripts import ALL
 
-__all__ = ["Backlog", "added", "oldest_age", "remaining", "server_time"]
+__all__ = ["Backlog", "remaining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +42,3 @@ async def remaining(
             done += 0 if stored is None else stored[1]
     paused = ALL.encode() in parked
     return Backlog(0 if paused else events, done, len(poisoned), events if paused else 0)
-
-
-async def added(link: Link, keys: StreamKeys, partition: int) -> int:
-    """Entries that were ever added to the log of a partition."""
-    state = await log_state(link, keys, partition)
-    return 0 if state is None else state.added
-
-
-async def oldest_age(link: Link, keys: StreamKeys, partition: int, done: bytes, now: float) -> float:
-    """Seconds since the first entry behind ``done`` was appended; 0 if there is none. ``now`` is the server's time."""
-    found = await link.at(log := keys.log(partition)).call("XRANGE", log, b"(" + done, "+", "COUNT", 1)
-    return max(0.0, now - parse(found[0][0])[0] / 1000) if found else 0.0
-
-
-async def server_time(link: Link) -> float:
-    """The server's clock, in seconds since the epoch."""
-    seconds, microseconds = await link.call("TIME")
-    return int(seconds) + int(microseconds) / 1e6

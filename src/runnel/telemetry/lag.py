@@ -4,15 +4,18 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
-from runnel._redis import backlog
+from runnel._redis import scripts
+from runnel._redis.groups import server_time
 from runnel._redis.link import Link
 from runnel._worker import Worker
+from runnel.admin.lag import oldest_waiting, waiting
 from runnel.errors import RedisError, RedisUnavailable
 
 __all__ = ["Lag", "Lags"]
 
 INTERVAL = 5.0
-"""Seconds between two looks. One costs the server about 10 µs per owned partition."""
+"""Seconds between two looks. Each is a round trip per processor and slot group, however many partitions there are: for
+every one, the thread takes the interpreter's lock from the processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,11 @@ class Lags:
 
     async def _look(self, link: Link) -> dict[tuple[str, int], Lag]:
         found = {}
-        now = await backlog.server_time(link)
+        now = await server_time(link)
         for member in self._worker.members:
-            keys = member.keys
-            for consumer in member.consumers:
-                feed = consumer.feed
-                added = await backlog.added(link, keys, feed.partition)
-                events = max(0, added - feed.count)  # the worker goes on meanwhile
-                seconds = await backlog.oldest_age(link, keys, feed.partition, feed.done, now) if events else 0.0
-                found[member.processor.name, feed.partition] = Lag(events, seconds)
+            keys, name = member.keys, member.processor.name
+            looks = await scripts.look(link, keys, name, [consumer.feed.partition for consumer in member.consumers])
+            for partition, look in looks.items():
+                events = await waiting(link, keys, partition, look)
+                found[name, partition] = Lag(events, oldest_waiting(look, now))
         return found

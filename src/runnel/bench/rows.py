@@ -134,7 +134,7 @@ def rows(scale: Scale) -> list[Row]:
     bare_send = Side("bare.send", {"shape": sent})
     send_many = Side("ours.send", {"shape": sent, "concurrent": False})
     idle = _reading("ours.idle", Shape(0, 256), seconds=2 * seconds)
-    sends = int(400 * seconds)
+    sends = int(2_000 * seconds)
     send_alone = Side("ours.send_alone", {"sends": sends})
     bare_cost = _reading("bare.process", Shape(small), server="durable")
     our_cost = _reading("ours.process", Shape(small), server="durable")

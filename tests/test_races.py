@@ -242,8 +242,9 @@ def what_is_handed_over_when_the_members_are_deleted_waits_for_the_lease(world: 
 
 
 def _deleted_while_handing_over(world: World, key: str) -> None:
-    # 1. an owner is to hand over, and is in the middle of an event  2. somebody deletes who it is  3. the next one finds
-    # the partition without an owner  4. the old one, which has a lease, hears of nothing until its next heartbeat
+    # 1. an owner is to hand over, and is in the middle of an event  2. somebody deletes who it is
+    # 3. the next one finds the partition without an owner
+    # 4. the old one has a lease, and hears of nothing until its next heartbeat
     owner = world.join()
     world.everybody(2)
     for partition in ALL:

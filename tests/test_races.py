@@ -233,6 +233,37 @@ def a_revocation_that_was_not_heard_waits_for_the_lease(world: World) -> None:
     must(not other.shares, "one owner at a time", f"{other.shares} beside {owner.shares}")
 
 
+def what_is_handed_over_when_its_owner_is_deleted_waits_for_the_lease(world: World) -> None:
+    _deleted_while_handing_over(world, world.control.owners)
+
+
+def what_is_handed_over_when_the_members_are_deleted_waits_for_the_lease(world: World) -> None:
+    _deleted_while_handing_over(world, world.control.members)
+
+
+def _deleted_while_handing_over(world: World, key: str) -> None:
+    # 1. an owner is to hand over, and is in the middle of an event  2. somebody deletes who it is
+    # 3. the next one finds the partition without an owner
+    # 4. the old one has a lease, and hears of nothing until its next heartbeat
+    owner = world.join()
+    world.everybody(2)
+    for partition in ALL:
+        world.producers[0].send(partition, 2)
+    owner.step("read", Reply.HEARD)
+    for share in owner.shares.values():
+        owner.take(share)
+    other = world.join()
+    world.tick(JOIN_DELAY + 1)
+    other.beat()
+    owner.beat()
+    world.damage.delete(key)
+    while world.seconds < owner.lease.deadline - 0.02:
+        world.tick(10)
+        other.beat()
+        other.work()
+    must(not other.shares, "one owner at a time", f"{other.shares} beside {owner.shares}")
+
+
 def an_acquire_that_was_held_up_does_not_hide_a_move_by_hand(world: World) -> None:
     # 1. a position is moved by hand, and an acquire is held up, and repeated  2. it is moved once more  3. the first
     # acquire arrives, and takes away the mark  4. the owner commits behind the position that it knows
@@ -325,6 +356,19 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         a_revocation_that_was_not_heard_waits_for_the_lease,
         Mutant("one owner at a time", "heartbeat", "math.max(grace, holder.session)", "grace"),
+    ),
+    (
+        what_is_handed_over_when_its_owner_is_deleted_waits_for_the_lease,
+        Mutant("one owner at a time", "heartbeat", "if redis.call('HLEN', OWNERS) < owned then", "if false then"),
+    ),
+    (
+        what_is_handed_over_when_the_members_are_deleted_waits_for_the_lease,
+        Mutant(
+            "one owner at a time",
+            "heartbeat",
+            "if not owner or (revoked",
+            "if not holder or (revoked",
+        ),
     ),
     (
         an_acquire_that_was_held_up_does_not_hide_a_move_by_hand,

@@ -43,6 +43,8 @@ class Judge:
         excused: values that somebody skipped by hand, or that were gone when somebody moved the position.
         reports: partition -> what a worker or a producer was told about losses.
         hurt_data, hurt_control: whether the schedule has destroyed something in the slot.
+        untraceable: whether the coordinator cannot know any more that there were owners, or who: it was rolled back, or
+            nothing is left of the group.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
         broken: whether a promise was broken; what comes after that proves nothing.
         deleted: the keys that were.
@@ -60,7 +62,7 @@ class Judge:
         self.sent: dict[int, set[bytes]] = defaultdict(set)
         self.excused: set[bytes] = set()
         self.reports: dict[int, list[str]] = defaultdict(list)
-        self.hurt_data = self.hurt_control = self.repeats_allowed = False
+        self.hurt_data = self.hurt_control = self.untraceable = self.repeats_allowed = False
         self.unchecked: set[int] | None = None
         self.broken = False
         self.deleted: set[str] = set()
@@ -187,7 +189,7 @@ class Judge:
             parse(share.hand[0]) > parse(last), "events are processed in order", f"{key}: {share.hand} after {last!r}"
         )
         self.trail[key] = share.hand[0]
-        if not self.hurt_control and not self.hurt_data:
+        if not self.untraceable and not self.hurt_data:
             self.one_at_a_time(share, member)
 
     def one_at_a_time(self, share: "Share", member: "Member") -> None:
@@ -269,12 +271,16 @@ class Judge:
         self.deleted.add(key)
         control = key.startswith(self.world.control.prefix) or key == "control"
         self.hurt_control |= control or not key
+        self.untraceable |= key in ("control", "")
         self.hurt_data |= not control or not key
         if ":seq:" in key or key in ("data", ""):
             self.repeats_allowed = True
 
     def look_again(self) -> None:
         """What the server holds now is where the chain goes on."""
+        control = self.world.control
+        group = (control.group, control.members, control.targets, control.owners)
+        self.untraceable |= not self.world.lab.ask("EXISTS", *group)
         stored, *logs = self.stored(list(range(PARTITIONS)))
         self.positions, self.tokens = {}, {}
         for p, value in as_mapping(stored).items():

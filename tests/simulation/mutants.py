@@ -21,7 +21,7 @@ MUTANTS = {
     "a grant without waiting for the release": Mutant(
         "one owner at a time",
         "heartbeat",
-        "if not holder or (revoked ~= '-1' and clock - tonumber(revoked) > patience) then",
+        "if not owner or (revoked ~= '-1' and clock - tonumber(revoked) > patience) then",
         "if true then",
     ),
     "a grant under the last token": Mutant(

@@ -3,10 +3,11 @@
 -- assign the partitions, grant them with fencing tokens, ask for revocations. After Kafka's KIP-848.
 --
 -- KEYS (one slot)
---   1 group       hash    now, clock, epoch, token, due, joins, run, since
+--   1 group       hash    now, clock, epoch, token, due, joins, run, since, owned
 --   2 members     hash    member -> joined|heartbeat|session|state|suspected      state: A active, D draining
 --   3 targets     hash    partition -> member
 --   4 owners      hash    partition -> member|token|revoked                       revoked: clock, or -1
+--                         without a member: somebody deleted who it was, which was found at that clock
 --   5 parked      hash    partition -> member|details   quarantined by that member, until it goes
 --                         *         -> |details         paused by a person, until it is resumed
 -- ARGV
@@ -56,7 +57,7 @@ local function pairs_of(key)
 end
 
 -- 1. The members, in the order in which they joined, so that nothing here depends on the order of a hash.
-local members, order, newest = {}, {}, 0
+local members, order, newest, longest = {}, {}, 0, session
 for name, value in pairs(pairs_of(MEMBERS)) do
   local joined, beat, its_session, state, suspected = value:match('^(%d+)|(%d+)|(%d+)|(%a)|(-?%d+)$')
   local member = {name = name, joined = tonumber(joined), beat = tonumber(beat), session = tonumber(its_session),
@@ -64,6 +65,7 @@ for name, value in pairs(pairs_of(MEMBERS)) do
   members[name] = member
   order[#order + 1] = member
   newest = math.max(newest, member.beat)
+  longest = math.max(longest, member.session)
 end
 table.sort(order, function(a, b) return a.joined < b.joined end)
 
@@ -71,7 +73,7 @@ table.sort(order, function(a, b) return a.joined < b.joined end)
 --    an owner has, and the epoch from a second ahead: both may have been some ahead of the server's milliseconds.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due', 'joins', 'run', 'since')
+local group = redis.call('HMGET', GROUP, 'now', 'clock', 'epoch', 'token', 'due', 'joins', 'run', 'since', 'owned')
 local step = math.max(0, math.min(now - tonumber(group[1] or now), math.floor(session / 4)))
 local clock = tonumber(group[2] or newest) + step
 local epoch, token = tonumber(group[3] or 0), tonumber(group[4] or 0)
@@ -81,6 +83,7 @@ if not group[4] and #order > 0 then
 end
 local due, joins = tonumber(group[5] or clock), tonumber(group[6] or 0)   -- lost: as if an assignment had been due
 local run, since = group[7] or '', tonumber(group[8] or -1)   -- since: when run changed; -1: never
+local owned = tonumber(group[9] or (#order > 0 or redis.call('EXISTS', TARGETS) == 1) and partitions or 0)
 if #order > 0 then joins = math.max(joins, order[#order].joined) end
 
 local wake = {}
@@ -159,10 +162,25 @@ if self then
     table.concat({text(self.joined), text(self.beat), text(session), self.state, '-1'}, '|'))
 end
 
--- 6. What is free again: released by the caller, or orphaned.
+-- 6. What is free again: released by the caller, or orphaned. But not whose owner was deleted by hand: that one may
+--    act on its lease, and is told only by its next heartbeat. (1. b has to hand p over to c, and is in the middle of
+--    an event  2. DEL of the owners, or of the members  3. nobody has p, so c is granted it: boom)
+--    Without the group's hash it is not known how many had an owner; where there is no trace of a group, none had.
 local targets, owners
 local function load()
   if not targets then targets, owners = pairs_of(TARGETS), pairs_of(OWNERS) end
+end
+local function disown(field, its_token)
+  owners[field] = '|' .. its_token .. '|' .. text(clock)
+  redis.call('HSET', OWNERS, field, owners[field])
+end
+if redis.call('HLEN', OWNERS) < owned then
+  load()
+  for partition = 0, partitions - 1 do
+    if not owners[text(partition)] then disown(text(partition), '0') end
+  end
+  epoch = math.max(epoch + 1, now)     -- so that whoever had one of them is told
+  for name in pairs(members) do wake[name] = true end
 end
 for i = 13, #ARGV, 2 do
   load()
@@ -257,9 +275,13 @@ if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.
       revocations[#revocations + 1] = its_token
     elseif mine then
       local holder = members[owner]
+      if owner and owner ~= '' and not holder then
+        disown(field, its_token)
+        owner, revoked = '', text(clock)
+      end
       -- Who has not heard of its revocation acts on its lease, which a session outlasts, however short the grace is.
-      local patience = holder and math.max(grace, holder.session)
-      if not holder or (revoked ~= '-1' and clock - tonumber(revoked) > patience) then
+      local patience = holder and math.max(grace, holder.session) or longest
+      if not owner or (revoked ~= '-1' and clock - tonumber(revoked) > patience) then
         token = math.max(token + 1, now, floor + 1)
         redis.call('HSET', OWNERS, field, me .. '|' .. text(token) .. '|-1')
         if owner then wake[owner] = true end
@@ -272,7 +294,8 @@ if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.
 end
 
 redis.call('HSET', GROUP, 'now', now, 'clock', text(clock), 'epoch', text(epoch), 'token', text(token),
-  'due', text(due), 'joins', text(joins), 'run', run, 'since', text(since))
+  'due', text(due), 'joins', text(joins), 'run', run, 'since', text(since),
+  'owned', redis.call('HLEN', OWNERS))
 for name in pairs(wake) do
   if name ~= me and members[name] then
     redis.call('SPUBLISH', GROUP:gsub(':group$', ':wake:') .. name, 'assignment')

@@ -30,14 +30,13 @@ OUTSIDE = {
 
 PRELUDE = """
 local function connections(channels)
-  local counts = {}
-  for i, channel in ipairs(channels) do
-    counts[2 * i - 1], counts[2 * i] = channel, redis.call('HGET', 'test', channel) or 0
-  end
+  local counts, connected = {}, redis.call('HMGET', 'test', unpack(channels))
+  for i, channel in ipairs(channels) do counts[2 * i - 1], counts[2 * i] = channel, connected[i] or 0 end
   return counts
 end
 local function stamp(log)      -- as XADD *: the clock, but not before the last id
-  local now = redis.call('HGET', 'test', 'seconds') * 1000 + math.floor(redis.call('HGET', 'test', 'micros') / 1000)
+  local time = redis.call('HMGET', 'test', 'seconds', 'micros')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
   if redis.call('EXISTS', log) == 0 then return string.format('%.0f-*', now) end
   local flat = redis.call('XINFO', 'STREAM', log)
   for i = 1, #flat, 2 do

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from runnel._core.entry_ids import BEGINNING, parse
 from runnel._redis import queries, scripts
 from runnel._redis.scripts import Commit, CommitStatus, Op
 from simulation.calls import Call, Reply
@@ -35,10 +36,15 @@ class Member(Owner):
     def read(self, reply: Reply = Reply.HEARD) -> None:
         """Begin a read for all partitions with room, or repeat the one that was not answered yet."""
         hungry = [s for s in self.shares.values() if not s.ended and len(s.buffer) <= PREFETCH]
-        if "read" not in self.calls and hungry:
+        if "read" not in self.calls and hungry and (reply is not Reply.HEARD or self.finds(hungry)):
             self.calls["read"] = self.reading({self.world.log(share.partition): share for share in hungry})
         if "read" in self.calls:
             self.carry_on("read", reply)
+
+    def finds(self, hungry: list[Share]) -> bool:
+        """Whether a read would find anything; one that is heard and finds nothing changes nothing, and is spared."""
+        ends = {share.partition: next(reversed(self.world.judge.logs[share.partition]), BEGINNING) for share in hungry}
+        return "XREADGROUP" in self.world.faults or any(parse(ends[s.partition]) > parse(s.cursor) for s in hungry)
 
     def reading(self, logs: dict[str, Share]) -> Call:
         lab = self.world.lab

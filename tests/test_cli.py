@@ -488,6 +488,7 @@ def test_a_reset_of_one_partition_leaves_the_others(project: Project) -> None:
     ("arguments", "status", "message"),
     [
         (["shop:printer", "--start", "soon"], 2, '"soon" is not an entry id. Ids look like 1700000000000-0'),
+        (["shop:printer", "--start", f"{2**64}-0"], 2, "is larger than any entry id. Ids look like 1700000000000-0"),
         (["shop:printer", "--start", "0", "--partition", "4"], 2, "has the partitions 0 to 3, but not 4"),
         (["shop:prniter", "--start", "0"], 2, 'Did you mean "printer"?'),
         (["shop:orders", "--start", "0"], 2, "is a Stream; `runnel processor reset` needs a processor."),

@@ -300,6 +300,7 @@ def test_without_a_terminal_lines_are_as_long_as_they_are(scene: Scene) -> None:
         (["tail", "shop:printer"], "`runnel tail` needs a Stream. Try: runnel tail shop:orders"),
         (["tail", "shop:orders", "--partition", "7"], "has the partitions 0 to 3, but not 7"),
         (["tail", "shop:orders", "--from", "yesterday"], "how long ago it was, such as -5m"),
+        (["tail", "shop:orders", "--from", f"1-{2**64}"], "is larger than any entry id"),
         (["tail", "shop:orders", "-n", "-1"], "--number"),
         (["lag", "shop:app", "--fail-over", "-1"], "--fail-over"),
         (["status"], "Which app? Name it as module:attribute, for example: runnel status example:app"),

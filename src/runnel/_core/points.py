@@ -9,6 +9,9 @@ from runnel.errors import NoSuchPlace
 __all__ = ["duration", "point"]
 
 _ID = re.compile(r"(\d+)(?:-(\d+))?")
+_LARGEST = 2**64 - 1
+"""Of either number of an id: Redis refuses more."""
+
 _DURATION = re.compile(r"-?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -24,14 +27,17 @@ def point(words: str, now: float) -> bytes | None:
         The id; ``None`` for what is yet to come.
 
     Raises:
-        NoSuchPlace: it is none of these.
+        NoSuchPlace: it is none of these, or an id that Redis cannot have.
     """
     if words in ("latest", "$"):
         return None
     if words == "earliest":
         return BEGINNING
     if matched := _ID.fullmatch(words):
-        return b"%d-%d" % (int(matched[1]), int(matched[2] or 0))
+        milliseconds, sequence = int(matched[1]), int(matched[2] or 0)
+        if max(milliseconds, sequence) > _LARGEST:
+            raise NoSuchPlace(f'"{words}" is larger than any entry id. Ids look like 1700000000000-0.')
+        return b"%d-%d" % (milliseconds, sequence)
     if words.startswith("-") and (seconds := _seconds(words)) is not None:
         return _id_at(now - seconds)
     try:

@@ -36,6 +36,7 @@ class Judge:
         tokens: partition -> token and member that acquired last, as the data slot must hold them.
         positions: partition -> position, as the data slot must hold it.
         logs: partition -> id -> value, as the answers to appends have it.
+        ever: partition -> values that were ever there.
         granted: partition -> highest token and its member, as the control slot has given them out.
         done: values whose handler has finished.
         trail: (partition, token, member) -> id of the last event that was handed out.
@@ -48,6 +49,7 @@ class Judge:
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
         broken: whether a promise was broken; what comes after that proves nothing.
         deleted: the keys that were.
+        shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
 
@@ -56,6 +58,7 @@ class Judge:
         self.tokens: dict[int, tuple[int, str]] = {}
         self.positions: dict[int, bytes] = {}
         self.logs: dict[int, dict[bytes, bytes]] = {p: {} for p in range(PARTITIONS)}
+        self.ever: dict[int, set[bytes]] = defaultdict(set)
         self.granted: dict[int, tuple[int, str]] = {}
         self.done: set[bytes] = set()
         self.trail: dict[tuple[int, int, str], bytes] = {}
@@ -66,6 +69,7 @@ class Judge:
         self.unchecked: set[int] | None = None
         self.broken = False
         self.deleted: set[str] = set()
+        self.shown: set[int] = set()
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
         self.epoch = ""
@@ -99,10 +103,20 @@ class Judge:
             self.assigned(beat.epoch)
         if op is Op.LEAVE:
             return
+        self.told_of_pause(member, beat)
         for partition, token in beat.granted.items():
             self.grant(member, partition, token)
         for partition, token in beat.revoked.items():
             self.revoked.setdefault((partition, token), self.world.time)
+
+    def told_of_pause(self, name: str, beat: Beat) -> None:
+        """Whoever asks knows, when it has the answer, whether somebody has paused the processor."""
+        if self.hurt_control or not beat.known:
+            return
+        [member] = [member for member in self.world.members if member.name == name]
+        said = (bool(beat.paused) if beat.granted else None) if beat.full else member.paused
+        every = not beat.full or beat.paused in (frozenset(), beat.granted.keys())
+        self.must(said in (None, self.world.paused) and every, "whoever asks is told of a pause", f"{name}: {beat}")
 
     def assigned(self, epoch: str) -> None:
         """There is a new assignment: balanced, and as few partitions as possible have moved."""
@@ -176,6 +190,7 @@ class Judge:
             self.logs[batch.partition] |= {
                 entry_id.encode(): value for entry_id, value in zip(ids, batch.entries, strict=True)
             }
+            self.ever[batch.partition].update(batch.entries)
             self.unchecked = (self.unchecked or set()) | {batch.partition}
 
     # What happens in the workers and the producers
@@ -254,13 +269,17 @@ class Judge:
         if milliseconds > 0:
             self.jumps.append(self.world.time)
 
+    def paused(self, epoch: str) -> None:
+        """The processor was paused or resumed, which is a new epoch and no new assignment."""
+        self.epoch = epoch
+
     def reset(self, partition: int, offset: bytes) -> None:
         """Somebody has moved the position by hand, and was shown how many events are processed then.
 
         What is skipped so, and what had been removed from the log before, is not owed to anybody any more.
         """
         there = set(self.logs[partition].values())
-        self.excused |= self.sent[partition] - self.done - there
+        self.excused |= self.ever[partition] - self.done - there
         before, after = parse(self.positions.get(partition, BEGINNING)), parse(offset)
         self.excused |= {value for i, value in self.logs[partition].items() if before < parse(i) <= after}
         self.positions[partition] = offset
@@ -269,6 +288,8 @@ class Judge:
     def hurt(self, key: str) -> None:
         """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
         self.deleted.add(key)
+        if key == self.world.keys.positions(0, PROCESSOR):
+            self.shown |= {partition for partition in range(PARTITIONS) if self.counted(partition)}
         control = key.startswith(self.world.control.prefix) or key == "control"
         self.hurt_control |= control or not key
         self.untraceable |= key in ("control", "")
@@ -360,7 +381,7 @@ class Judge:
             gone = self.sent[p] - self.done - self.excused
             # Nothing is left that knows of the old log, unless somebody who does still owns the partition.
             unknown = {self.world.keys.positions(0, PROCESSOR), self.world.log(p)} <= self.deleted
-            told = self.reports[p] or self.counted(p) or unknown
+            told = self.reports[p] or self.counted(p) or p in self.shown or unknown
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
 
     def counted(self, partition: int) -> bool:

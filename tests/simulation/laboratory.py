@@ -24,6 +24,7 @@ OUTSIDE = {
         ("redis.call('PUBSUB', 'SHARDNUMSUB', unpack(channels))", "connections(channels)"),
         ("redis.call('INFO', 'server'):match('run_id:(%w+)')", "redis.call('HGET', 'test', 'run')"),
     ],
+    "park": [("redis.call('TIME')", "redis.call('HMGET', 'test', 'seconds', 'micros')")],
     "append": [("local id, next_id = nil, '*'", "local id, next_id = nil, stamp(log)")],
 }
 """What a script learns from the server itself."""
@@ -95,7 +96,7 @@ class Laboratory(Link):
 
     def use(self, mutant: Mutant) -> None:
         """Run the scripts with this change from now on."""
-        for name in ("heartbeat", "acquire", "commit", "append", "reset", "losses", "quarantine"):
+        for name in ("heartbeat", "acquire", "commit", "append", "reset", "losses", "quarantine", "park"):
             script = getattr(scripts, f"_{name}")
             source = script._source.decode()
             for old, new in OUTSIDE.get(name, ()):

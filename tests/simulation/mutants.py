@@ -48,6 +48,12 @@ MUTANTS = {
         "local into = member and member.has or free",
         "local into = free",
     ),
+    "a pause that is no new epoch": Mutant(
+        "whoever asks is told of a pause", "park", "redis.call('HSET', KEYS[1], 'epoch',", "tostring("
+    ),
+    "a pause that new owners are not told of": Mutant(
+        "whoever asks is told of a pause", "heartbeat", "or parked['*'] and '2' or '0'", "or '0'"
+    ),
     "append that takes a late batch": Mutant(
         "events are in the order in which they were sent|each event is in the log once|a rollback is real",
         "append",

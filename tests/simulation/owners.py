@@ -27,6 +27,7 @@ class Share:
         to_acquire: it was granted, and is not yet acquired.
         probe: commit even without progress.
         replaced: its log was seen to be another one.
+        parked: a person has paused the processor, and the member has heard of it.
     """
 
     partition: int
@@ -45,13 +46,22 @@ class Share:
     rewinding: bool = False
     probe: bool = False
     replaced: bool = False
+    parked: bool = False
     drained_at: int = 0
 
     def begin(self, offset: bytes, count: int) -> None:
         self.buffer.clear()
         self.cursor = self.done = self.committed = offset
         self.count = self.read = count
-        self.stale = self.ended = self.to_acquire = self.rewinding = self.probe = False
+        self.stale = self.to_acquire = self.rewinding = self.probe = False
+        self.ended = self.parked
+
+    def park(self, parked: bool) -> None:
+        """Finish what is in progress, and hand out nothing more; or go on from the position."""
+        if parked != self.parked and self.state is PartitionState.RUNNING:
+            self.ended = True
+            self.rewinding = self.rewinding or not parked
+        self.parked = parked
 
     def rewind(self) -> None:
         """Finish what is in progress, without a commit, and acquire again."""
@@ -106,6 +116,8 @@ class Owner(Seat):
         if not self.leaving:
             for partition, token in plan.acquire:
                 self.shares[partition] = Share(partition, token)
+            for partition in beat.granted.keys() & self.shares.keys():
+                self.shares[partition].park(partition in beat.paused)
 
     def lose(self, share: Share) -> None:
         share.state = advance(share.state, Step.LOSE)
@@ -134,7 +146,8 @@ class Owner(Seat):
         self.calls.pop(f"acquire {share.partition}", None)
 
     def wants_acquire(self, share: Share) -> bool:
-        due = share.to_acquire or (share.rewinding and share.hand is None)
+        committed = share.stale or share.done == share.committed
+        due = share.to_acquire or (share.rewinding and share.hand is None and committed)
         running = share.state in (PartitionState.GRANTED, PartitionState.RUNNING)
         return due and (running or f"acquire {share.partition}" in self.calls)
 

@@ -66,7 +66,7 @@ class Schedule(RuleBasedStateMachine):
         self.world = World(lab, mutant)
         self.kinds: list[Callable[[Dice], str]] = [
             *(self.everybody, self.turn, self.time_goes_by, self.step, self.append, self.absence),
-            *(self.join, self.leave, self.crash, self.disturb, self.arrive, self.jump, self.server),
+            *(self.join, self.leave, self.crash, self.disturb, self.arrive, self.jump, self.server, self.pause),
         ]
         if damage:
             self.kinds += [self.delete, self.trim, self.remember, self.roll_back, self.flush, self.reset]
@@ -211,6 +211,11 @@ class Schedule(RuleBasedStateMachine):
             case "look for losses":
                 self.world.look_for_losses()
         return what
+
+    def pause(self, dice: Dice) -> str:
+        paused = dice.of([True, False])
+        self.world.pause(paused)
+        return "begins" if paused else "ends"
 
     # What destroys
 

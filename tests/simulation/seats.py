@@ -25,6 +25,7 @@ class Seat(Caller):
         floor: new tokens must be above it.
         joined, settled, leaving: as the thread's holder has them.
         late: the last answer came to a repeated question, so the next heartbeat is due at once.
+        paused: whether what it was last granted is paused; ``None`` if it was granted nothing.
         connected: whether the server sees a subscription of this member.
         cut, mended: whether it was lost and is not back yet, and when it was last back (ms of the world's clock).
     """
@@ -36,6 +37,7 @@ class Seat(Caller):
         self.releases: list[tuple[int, int]] = []
         self.epoch, self.floor = "", 0
         self.joined = self.evicted = self.settled = self.leaving = self.late = False
+        self.paused: bool | None = None
         self.connected = self.cut = False
         self.mended = -SESSION
 
@@ -73,6 +75,7 @@ class Seat(Caller):
                 self.lease.renew(world.seconds if "lease from the answer" in world.faults else asked)
                 self.joined, self.evicted, self.epoch = True, False, beat.epoch
                 if beat.full:
+                    self.paused = bool(beat.paused) if beat.granted else None
                     self.settled = beat.waiting == 0 and not beat.revoked
             else:
                 if "lease that revives" not in world.faults:

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any
 
+from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys, StreamKeys
 from simulation.calls import Reply
 from simulation.damage import Damage
@@ -27,6 +28,7 @@ class World:
     Attributes:
         time: milliseconds of everybody's monotonic clock; the server's differs by ``skew``.
         run: number of the server's run.
+        paused: whether somebody has paused the processor.
         wire: commands that were held up, and are no longer waited for.
     """
 
@@ -42,6 +44,7 @@ class World:
         self.members: list[Member] = []
         self.producers = [Producer(self, name) for name in ("p", "q")]
         self.wire: list[tuple[str, str, Any, Coroutine[Any, Any, Any]]] = []
+        self.paused = False
         self.values = 0
         self.names = 0
         self.judge = Judge(self)
@@ -133,6 +136,13 @@ class World:
             member.connect(False)
         self.tick(0)
 
+    def pause(self, paused: bool) -> None:
+        """Somebody pauses the processor, or resumes it."""
+        self.paused = paused
+        there = self.lab.ask("HGET", self.control.parked, scripts.ALL) or b""
+        now(scripts.park(self.lab, self.control, scripts.ALL, there, b"|{}" if paused else b""))
+        self.judge.paused((self.lab.ask("HGET", self.control.group, "epoch") or b"").decode())
+
     def close(self) -> None:
         for *_, work in self.wire:
             work.close()
@@ -145,6 +155,7 @@ class World:
         Each producer sends once more to where it has sent before: that is how it learns of a loss which no worker can
         know of, of events that nobody had read.
         """
+        self.pause(False)
         while self.wire:
             self.arrive()
         for member in self.alive:

@@ -225,6 +225,26 @@ def test_tail_follows_what_is_sent(scene: Scene) -> None:
     assert sorted(shown[1:]) == [2, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tail", "shop:orders", "--from", "earliest"),
+        ("tail", "shop:orders", "-f", "--json"),
+        ("status", "shop:app", "--watch"),
+        ("lag", "shop:app", "--watch", "--json"),
+        ("quarantine", "list", "shop:app", "--watch"),
+    ],
+)
+def test_a_command_whose_reader_has_gone_ends_without_a_word(scene: Scene, command: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has enough
+    try:
+        ended = scene.project.run(*command, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_an_entry_that_is_no_record_is_shown_as_it_is(scene: Scene) -> None:
     scene.project.write(
         counts="import os\nfrom runnel import App, Record\n\n\nclass Number(Record):\n    n: int\n\n\n"

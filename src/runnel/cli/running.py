@@ -269,7 +269,8 @@ def _banner(app: App, this: Worker, workers: int = 1) -> None:
     ]
     for processor in this.processors:
         stream = processor.stream
-        tries = f"{processor.retries} retries, then " if processor.retries else ""
+        retries = "1 retry" if processor.retries == 1 else f"{processor.retries} retries"
+        tries = f"{retries}, then " if processor.retries else ""
         lines.append(
             f"  {processor.name}   {stream.name}, {stream.partition_count} partitions, "
             f"on failure: {tries}{processor.exception_policy.value}"

@@ -123,6 +123,27 @@ def test_a_halted_worker_ends_with_status_1_and_shows_the_users_traceback_above_
     assert project.waiting("printer") == 1
 
 
+def test_a_traceback_that_the_app_logs_shows_no_local_variables(project: Project) -> None:
+    shop = (project.directory / "shop.py").read_text()
+    body = (
+        'say("count", order.order_id)\n'
+        "        password = order.note\n"
+        "        try:\n"
+        "            raise ValueError(len(password))\n"
+        "        except ValueError:\n"
+        '            logging.getLogger("shop").exception("no entry")\n'
+    )
+    project.write(shop="import logging\n" + shop.replace('say("count", order.order_id)\n', body))
+    worker = project.start("worker", "shop:app")
+    worker.says("partitions assigned", 2)
+    project.send(7, note="sesame")
+    worker.says("no entry")
+    worker.says("ValueError: 6")
+    assert worker.stop() == 0
+    assert "Traceback (most recent call last):" in worker.stderr
+    assert "sesame" not in worker.stderr
+
+
 def test_json_logs_are_json_lines_and_nothing_else(project: Project) -> None:
     project.send(1, note="bad")
     worker = project.start("worker", "shop:app", "--log-format", "json", RUNNEL_LOG_FROMAT="console")

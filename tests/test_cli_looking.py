@@ -343,6 +343,13 @@ def test_a_stream_with_other_properties_is_exit_status_4(scene: Scene) -> None:
         assert 'Stream "orders" has 4 partitions in Redis, but this process says 8.' in ended.stderr
 
 
+def test_a_paused_processor_that_nobody_runs_needs_more_than_to_be_resumed(scene: Scene) -> None:
+    assert scene.project.run("processor", "pause", "shop:printer", TEST_APP="paused").returncode == 0
+    shown = scene.project.run("status", "shop:app", TEST_APP="paused").stdout
+    assert row(shown, "printer")[2] == "paused"
+    assert re.search(r'! "printer" was paused [\d.]+ s ago by \S+\. No worker runs it\.$', shown, re.MULTILINE)
+
+
 def test_an_app_that_was_never_used_has_nothing_to_show(scene: Scene) -> None:
     shown = scene.project.run("status", "shop:app", TEST_APP="never-used")
     assert shown.returncode == 0

@@ -266,7 +266,8 @@ def _attention(processor: ProcessorStatus) -> list[str]:
     name = processor.name
     lines = []
     if processor.paused is not None:
-        lines.append(f'"{name}" was paused {span(processor.paused)} ago by {processor.paused_by}.')
+        nobody = "" if processor.members else " No worker runs it."
+        lines.append(f'"{name}" was paused {span(processor.paused)} ago by {processor.paused_by}.{nobody}')
     if not processor.declared:
         lines.append(
             f'"{name}" is registered on "{processor.stream}", but the app does not have it. See runnel doctor.'

@@ -8,7 +8,7 @@ import pytest
 
 from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
-from runnel._core.points import point
+from runnel._core.points import moment, point
 from runnel._core.slow import SlowEvents
 from runnel.admin import (
     Shift,
@@ -251,7 +251,7 @@ async def test_positions_are_moved_by_time_by_duration_and_by_number(app_name: s
     assert await planned(Shift(-1)) == 2
     assert await planned(Shift(-4)) == 5
     assert await planned(Shift(-99)) == 5
-    with pytest.raises(NoSuchPlace, match='"soon" is not an entry id'):
+    with pytest.raises(NoSuchPlace, match='"soon" is neither an entry id nor a time'):
         await planned("soon")
     with pytest.raises(NoSuchPlace, match="but not 9"):
         await plan_reset(shop.app, "proc", "0", [9])
@@ -271,6 +271,14 @@ async def test_places_in_a_stream_are_read_as_people_write_them() -> None:
     for words in ("-", "-5", "-5x", "tomorrow", "", "1-2-3"):
         with pytest.raises(NoSuchPlace):
             point(words, now)
+
+
+async def test_a_date_without_dashes_is_no_id_where_a_time_is_meant() -> None:
+    assert moment("20231114") == moment("2023-11-14") == b"1699920000000-0"
+    assert moment("2023-11-14T23:13:20+01:00") == b"1700000000000-0"
+    for words in ("0", "latest", "-5m", "yesterday", "1700000000000-0"):
+        with pytest.raises(NoSuchPlace, match="is not a time"):
+            moment(words)
 
 
 # Lag

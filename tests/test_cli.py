@@ -487,7 +487,9 @@ def test_a_reset_of_one_partition_leaves_the_others(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["shop:printer", "--start", "soon"], 2, '"soon" is not an entry id. Ids look like 1700000000000-0'),
+        (["shop:printer", "--start", "soon"], 2, '"soon" is neither an entry id nor a time. A place in a stream'),
+        (["shop:printer", "--to-datetime", "yesterday"], 2, '"yesterday" is not a time. Times look like 2026-01-31T12'),
+        (["shop:printer", "--to-datetime", "0"], 2, '"0" is not a time.'),
         (["shop:printer", "--start", f"{2**64}-0"], 2, "is larger than any entry id. Ids look like 1700000000000-0"),
         (["shop:printer", "--start", "0", "--partition", "4"], 2, "has the partitions 0 to 3, but not 4"),
         (["shop:prniter", "--start", "0"], 2, 'Did you mean "printer"?'),

@@ -225,6 +225,26 @@ def test_tail_follows_what_is_sent(scene: Scene) -> None:
     assert sorted(shown[1:]) == [2, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tail", "shop:orders", "--from", "earliest"),
+        ("tail", "shop:orders", "-f", "--json"),
+        ("status", "shop:app", "--watch"),
+        ("lag", "shop:app", "--watch", "--json"),
+        ("quarantine", "list", "shop:app", "--watch"),
+    ],
+)
+def test_a_command_whose_reader_has_gone_ends_without_a_word(scene: Scene, command: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has enough
+    try:
+        ended = scene.project.run(*command, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_an_entry_that_is_no_record_is_shown_as_it_is(scene: Scene) -> None:
     scene.project.write(
         counts="import os\nfrom runnel import App, Record\n\n\nclass Number(Record):\n    n: int\n\n\n"
@@ -321,6 +341,13 @@ def test_a_stream_with_other_properties_is_exit_status_4(scene: Scene) -> None:
         ended = scene.project.run(*command)
         assert (ended.returncode, ended.stdout) == (4, "")
         assert 'Stream "orders" has 4 partitions in Redis, but this process says 8.' in ended.stderr
+
+
+def test_a_paused_processor_that_nobody_runs_needs_more_than_to_be_resumed(scene: Scene) -> None:
+    assert scene.project.run("processor", "pause", "shop:printer", TEST_APP="paused").returncode == 0
+    shown = scene.project.run("status", "shop:app", TEST_APP="paused").stdout
+    assert row(shown, "printer")[2] == "paused"
+    assert re.search(r'! "printer" was paused [\d.]+ s ago by \S+\. No worker runs it\.$', shown, re.MULTILINE)
 
 
 def test_an_app_that_was_never_used_has_nothing_to_show(scene: Scene) -> None:

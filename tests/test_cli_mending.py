@@ -211,7 +211,7 @@ def test_a_pause_stops_a_running_worker_until_it_is_resumed(scene: Scene) -> Non
     scene.ends("failing", 100)
     shown = scene.does("status", "steps:app").stdout
     assert re.search(r"^pausing +pausing +paused +2/2 +1 ", shown, re.MULTILINE)
-    assert re.search(r'! "pausing" was paused [\d.]+ s ago by \S+\.', shown)
+    assert re.search(r'! "pausing" was paused [\d.]+ s ago by \S+\.$', shown, re.MULTILINE)
     lag = scene.does("lag", "steps:app").stdout
     assert len(re.findall(r"^pausing .* paused ", lag, re.MULTILINE)) == 2
     assert scene.handled("pausing", "begin") == [0]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,6 +42,12 @@ def answers(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_says_what_it_runs_processes_and_stops_with_status_0(project: Project, number: signal.Signals) -> None:
+    shop = (project.directory / "shop.py").read_text()
+    project.write(
+        shop=shop.replace(
+            "@app.processor(orders)\nasync def counter", "@app.processor(orders, retries=1)\nasync def counter"
+        )
+    )
     worker = project.start("worker", "shop:app")
     worker.says("partitions assigned", 2)
     project.send(7)
@@ -51,7 +58,7 @@ def test_a_worker_says_what_it_runs_processes_and_stops_with_status_0(project: P
     assert banner[0].startswith(f'Runnel 0.1.0   app "{project.environment["TEST_APP"]}"   ')
     assert project.environment["RUNNEL_REDIS_URL"] in banner[0]
     assert banner[1] == "  printer   orders, 4 partitions, on failure: halt"
-    assert banner[2] == "  counter   orders, 4 partitions, on failure: halt"
+    assert banner[2] == "  counter   orders, 4 partitions, on failure: 1 retry, then halt"
     for line in ("worker started", "joined", "owned=4", f"reason={number.name}", "processed=2"):
         assert line in worker.stderr
     assert "Traceback" not in worker.stderr
@@ -114,6 +121,27 @@ def test_a_halted_worker_ends_with_status_1_and_shows_the_users_traceback_above_
     assert event_id in lines[end + 1]
     assert "reason='the processor \"printer\" halted'" in worker.stderr
     assert project.waiting("printer") == 1
+
+
+def test_a_traceback_that_the_app_logs_shows_no_local_variables(project: Project) -> None:
+    shop = (project.directory / "shop.py").read_text()
+    body = (
+        'say("count", order.order_id)\n'
+        "        password = order.note\n"
+        "        try:\n"
+        "            raise ValueError(len(password))\n"
+        "        except ValueError:\n"
+        '            logging.getLogger("shop").exception("no entry")\n'
+    )
+    project.write(shop="import logging\n" + shop.replace('say("count", order.order_id)\n', body))
+    worker = project.start("worker", "shop:app")
+    worker.says("partitions assigned", 2)
+    project.send(7, note="sesame")
+    worker.says("no entry")
+    worker.says("ValueError: 6")
+    assert worker.stop() == 0
+    assert "Traceback (most recent call last):" in worker.stderr
+    assert "sesame" not in worker.stderr
 
 
 def test_json_logs_are_json_lines_and_nothing_else(project: Project) -> None:
@@ -235,6 +263,19 @@ def test_a_server_prints_its_address_and_ends_with_a_signal(project: Project) ->
     assert "Traceback" not in taken.stderr
     assert server.stop() == 0
     assert not answers(port)
+
+
+def test_a_server_that_was_suspended_goes_on(project: Project) -> None:
+    server = project.start("server", "--port", "0")
+    url = server.address()
+    server.tell(signal.SIGSTOP)  # as Ctrl-Z does
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(1)  # for longer than it waits between two looks
+    server.tell(signal.SIGCONT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(1)
+    assert project.run("send", "shop:orders", '{"order_id": 1}', "--redis-url", url).returncode == 0
+    assert server.stop() == 0
 
 
 def test_a_server_keeps_its_data_where_it_is_told_to(project: Project) -> None:

@@ -161,6 +161,7 @@ def test_the_processes_end_when_their_supervisor_is_killed(project: Project) -> 
     worker.stop(signal.SIGKILL)
     until(lambda: all(gone(pid) for pid in pids), lambda: worker.stderr)
     worker.says("reason='the supervisor is gone'", 2)
+    assert "Traceback" not in worker.stderr
 
 
 @pytest.mark.processes

@@ -42,10 +42,12 @@ def configure_logging(level: str, form: str, *, colors: bool, process: int | Non
         structlog.processors.TimeStamper(fmt="iso" if form == "json" else "%H:%M:%S.%f", utc=form == "json"),
         add_process,
     ]
+    # Not structlog's own choice where rich is installed: it shows local variables, and with them passwords.
+    plain = structlog.dev.plain_traceback
     rendering: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30, sort_keys=False)]
+        else [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30, sort_keys=False, exception_formatter=plain)]
     )
     if not structlog.is_configured():
         structlog.configure(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from runnel._core.entry_ids import BEGINNING
 from runnel.errors import NoSuchPlace
 
-__all__ = ["duration", "point"]
+__all__ = ["duration", "moment", "point"]
 
 _ID = re.compile(r"(\d+)(?:-(\d+))?")
 _LARGEST = 2**64 - 1
@@ -40,14 +40,26 @@ def point(words: str, now: float) -> bytes | None:
         return b"%d-%d" % (milliseconds, sequence)
     if words.startswith("-") and (seconds := _seconds(words)) is not None:
         return _id_at(now - seconds)
-    try:
-        moment = datetime.fromisoformat(words)
-    except ValueError:
-        raise NoSuchPlace(
-            f'"{words}" is not an entry id. Ids look like 1700000000000-0; a place in a stream is named by an id, '
-            "earliest, latest, a time such as 2026-01-31T12:00:00Z, or how long ago it was, such as -5m."
-        ) from None
-    return _id_at((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    if (seconds := _timestamp(words)) is not None:
+        return _id_at(seconds)
+    raise NoSuchPlace(
+        f'"{words}" is neither an entry id nor a time. A place in a stream is named by an id such as 1700000000000-0, '
+        "earliest, latest, a time such as 2026-01-31T12:00:00Z, or how long ago it was, such as -5m."
+    )
+
+
+def moment(words: str) -> bytes:
+    """The id of the first entry that may have been sent at a time, in ISO 8601 (UTC unless it names a zone).
+
+    Unlike :func:`point` it does not take ``20260131`` for an id.
+
+    Raises:
+        NoSuchPlace: it is no time.
+    """
+    seconds = _timestamp(words)
+    if seconds is None:
+        raise NoSuchPlace(f'"{words}" is not a time. Times look like 2026-01-31T12:00; UTC unless they have a zone.')
+    return _id_at(seconds)
 
 
 def duration(words: str) -> float:
@@ -67,6 +79,15 @@ def _seconds(words: str) -> float | None:
     if matched is None or not any(matched.groups()):
         return None
     return float(sum(int(n or 0) * unit for n, unit in zip(matched.groups(), (86400, 3600, 60, 1), strict=True)))
+
+
+def _timestamp(words: str) -> float | None:
+    """Seconds since 1970 of a time in ISO 8601."""
+    try:
+        read = datetime.fromisoformat(words)
+    except ValueError:
+        return None
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
 def _id_at(seconds: float) -> bytes:

@@ -1,7 +1,7 @@
 """What runs, where it stands, and what is wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -202,7 +202,7 @@ async def status_of(app: App, *, over: float = 0.0) -> Status:
         return _with_rates(first, await _status(link, app))
 
 
-async def watch_status(app: App, interval: float) -> AsyncIterator[Status]:
+async def watch_status(app: App, interval: float) -> AsyncGenerator[Status, None]:
     """Look at an app every ``interval`` seconds, for ever; with rates from the second look on.
 
     Raises:

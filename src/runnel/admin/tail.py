@@ -1,7 +1,7 @@
 """Looking at the events of a stream, decoded, in the order of their ids."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from runnel._core.entry_ids import parse
@@ -34,7 +34,7 @@ async def tail_of(
     partitions: Sequence[int] | None = None,
     key: str | None = None,
     follow: bool = False,
-) -> AsyncIterator[Event[Any]]:
+) -> AsyncGenerator[Event[Any], None]:
     """The events of a stream, across partitions in the order of their ids. Changes nothing.
 
     Arguments:

@@ -1,7 +1,8 @@
 """Commands that look: ``status``, ``lag`` and ``tail``."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -130,16 +131,17 @@ async def _tail(
     as_json: bool,
 ) -> int:
     shown = 0
-    events: AsyncIterator[Event[Any]] = tail_of(
-        app_of(stream), stream, number=wanted, start=start, partitions=partitions, key=key, follow=follow
-    )
-    async for event in events:
-        shown += 1
-        if as_json:
-            show_json(event_data(stream, event), lines=True)
-        else:
-            moment = _moment(event).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-            output.print(f"{event.id}  {event.partition:>3}  {moment}Z  {event_text(event)}", markup=False)
+    # Closed here, and not with the event loop: it has connections, and showing may fail (`| head`).
+    async with aclosing(
+        tail_of(app_of(stream), stream, number=wanted, start=start, partitions=partitions, key=key, follow=follow)
+    ) as events:
+        async for event in events:
+            shown += 1
+            if as_json:
+                show_json(event_data(stream, event), lines=True)
+            else:
+                moment = _moment(event).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+                output.print(f"{event.id}  {event.partition:>3}  {moment}Z  {event_text(event)}", markup=False)
     return shown
 
 
@@ -264,7 +266,8 @@ def _attention(processor: ProcessorStatus) -> list[str]:
     name = processor.name
     lines = []
     if processor.paused is not None:
-        lines.append(f'"{name}" was paused {span(processor.paused)} ago by {processor.paused_by}.')
+        nobody = "" if processor.members else " No worker runs it."
+        lines.append(f'"{name}" was paused {span(processor.paused)} ago by {processor.paused_by}.{nobody}')
     if not processor.declared:
         lines.append(
             f'"{name}" is registered on "{processor.stream}", but the app does not have it. See runnel doctor.'

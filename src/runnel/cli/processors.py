@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from runnel._core.points import duration
+from runnel._core.points import duration, moment
 from runnel.admin import (
     Shift,
     acknowledge_losses,
@@ -76,7 +76,7 @@ def reset(
         *([start] if start is not None else []),
         *(["earliest"] if to_earliest else []),
         *(["latest"] if to_latest else []),
-        *([to_datetime] if to_datetime is not None else []),
+        *([moment(to_datetime).decode()] if to_datetime is not None else []),
         *([f"-{duration(by_duration):.0f}s"] if by_duration is not None else []),
         *([Shift(shift_by)] if shift_by is not None else []),
     ]

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated
@@ -232,8 +233,8 @@ def _report(app: App, this: Worker, descriptor: int) -> None:
     def at_the_end(announcement: Announcement) -> None:
         if isinstance(announcement, WorkerStopped):
             asyncio.get_running_loop().remove_reader(line)
-            line.sendall(json.dumps({"processed": announcement.processed}).encode())
-            line.close()
+            with line, suppress(ConnectionError):  # it may be gone
+                line.sendall(json.dumps({"processed": announcement.processed}).encode())
 
     def gone() -> None:
         asyncio.get_running_loop().remove_reader(line)
@@ -269,7 +270,8 @@ def _banner(app: App, this: Worker, workers: int = 1) -> None:
     ]
     for processor in this.processors:
         stream = processor.stream
-        tries = f"{processor.retries} retries, then " if processor.retries else ""
+        retries = "1 retry" if processor.retries == 1 else f"{processor.retries} retries"
+        tries = f"{retries}, then " if processor.retries else ""
         lines.append(
             f"  {processor.name}   {stream.name}, {stream.partition_count} partitions, "
             f"on failure: {tries}{processor.exception_policy.value}"

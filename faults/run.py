@@ -18,7 +18,8 @@ from faults.history import History
 from faults.places import OneServer, Place
 from faults.plays import Play, Scene
 from faults.records import PARTITIONS
-from faults.stage import Broken, Stage
+from faults.stage import Broken, Stage, Unplayable
+from runnel.errors import ServerError
 from runnel.server import EmbeddedServer
 from runnel.settings import Settings
 
@@ -65,6 +66,9 @@ async def perform(
     2. Let the play do its worst.
     3. Wait until everything is in order again (C9).
     4. Check the history. If it is bad, write an account of the first violation beside it.
+
+    Raises:
+        Unplayable: something is missing for it.
     """
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing else runs yet
     outcome = Outcome(play, seed, directory)
@@ -73,7 +77,10 @@ async def perform(
         session = play.session if play.session is not None else Settings(name="default").session_timeout
     environment = dict(play.environment) | ({"FAULTS_MUTANT": mutant} if mutant else {})
     place = _one_server(play, directory, binary) if play.place is None else play.place(binary)
-    stage = Stage(directory, place, session, environment)
+    try:
+        stage = Stage(directory, place, session, environment)
+    except ServerError as error:  # under libfaketime, not every server does
+        raise Unplayable(f"the server does not start: {error}") from None
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
     try:
@@ -119,7 +126,7 @@ def _one_server(play: Play, directory: Path, binary: str | Path | None) -> Place
     if play.faketime:
         library = next((path for path in LIBFAKETIME if Path(path).exists()), None)
         if library is None:
-            raise Broken(f"{play.number} needs libfaketime: apt install libfaketime")
+            raise Unplayable("libfaketime is needed: apt install libfaketime")
         (directory / "faketime").write_text("+0\n")
         wrapped = directory / "server-in-another-time"
         program = binary or shutil.which("valkey-server") or shutil.which("redis-server")

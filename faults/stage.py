@@ -37,6 +37,10 @@ class Broken(AssertionError):
     """Something did not come about in time, or a process ended that should not have."""
 
 
+class Unplayable(Exception):
+    """This machine, or this server, cannot play it."""
+
+
 @dataclass(eq=False)
 class Process:
     """A worker or a producer."""

@@ -163,7 +163,9 @@ class Endpoint:
 
     def unreachable(self, error: BaseException) -> RedisUnavailable:
         """What to raise when nothing could be sent, or no answer came."""
-        detail = str(error).strip() or type(error).__name__
+        detail = str(error).strip() or (
+            "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        )
         if isinstance(error, ConnectionRefusedError) or isinstance(error.__context__, ConnectionRefusedError):
             detail = "connection refused"
         elif isinstance(error, exceptions.AuthenticationError):
@@ -241,7 +243,7 @@ class _Exchange(asyncio.Protocol):
         if now < self._deadline:
             self._watch(self._deadline)
         else:
-            self._reply.set_exception(TimeoutError("no answer in time"))
+            self._reply.set_exception(TimeoutError())
 
     def data_received(self, data: bytes) -> None:
         """A part of a reply; seldom more than one part."""

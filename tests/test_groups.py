@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
@@ -26,7 +28,14 @@ from runnel._worker import Worker
 from runnel._worker.reader import Reader
 from runnel.errors import ConfigurationError
 from runnel.feed import Feed
-from runnel.instruments import Instruments, PartitionGained, PartitionLost, PartitionReleased
+from runnel.instruments import (
+    Instruments,
+    MemberEvicted,
+    MemberJoined,
+    PartitionGained,
+    PartitionLost,
+    PartitionReleased,
+)
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -475,3 +484,40 @@ def test_an_error_in_a_discovered_module_is_the_users_own(here: Path) -> None:
     (here / "myproj_bad" / "streams.py").write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         App(name="myapp", autodiscover="myproj_bad/**/streams.py").discover()
+
+
+async def test_a_lease_does_not_revive_when_a_member_that_was_evicted_is_back(app_name: str, redis_url: str) -> None:
+    """The heartbeat thread joins again while the worker's loop is busy, and has not heard of the eviction."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=2, session_timeout=1.0, prefetch_count=5_000)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    told = Recorder(app)
+    back = threading.Event()
+    handled: list[tuple[bool, bool]] = []
+
+    def hear(announcement: object) -> None:
+        if isinstance(announcement, MemberJoined) and told.of(MemberEvicted):
+            back.set()
+
+    app.instruments.subscribe(hear)
+    keys = ControlKeys.of(app_name, "steps", "proc")
+    server = redis.Redis.from_url(redis_url)
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            if step.n < 0 and not back.is_set():
+                while len(handled) < 1_000:  # noqa: ASYNC110  the other partition goes on meanwhile
+                    await asyncio.sleep(0)
+                server.delete(keys.members)
+                assert back.wait(10)
+            handled.append((back.is_set(), bool(told.of(PartitionLost))))
+
+    one, other = (
+        next(key for key in map(str, itertools.count()) if stream.partition_of(Step(key=key, n=0)) == partition)
+        for partition in range(2)
+    )
+    async with running(app):
+        await stream.send(Step(key=other, n=-1), *(Step(key=one, n=n) for n in range(20_000)))
+        await eventually(lambda: back.is_set() and len(handled) > 20_000, timeout=20)
+    # The one that was in progress.
+    assert handled.count((True, False)) == 1, "events were handed out under the lease of the seat that was lost"

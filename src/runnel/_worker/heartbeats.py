@@ -70,6 +70,12 @@ class Holder:
         self.epoch = ""
         self.wake = asyncio.Event()
 
+    def lose_lease(self) -> None:
+        """End the lease for good: what was granted under it must not revive when we are a member again, which may be
+        before the worker's loop has heard that it is lost."""
+        self.lease.end()
+        self.lease = Lease(self.seat.session / 1000)
+
     @property
     def channel(self) -> str:
         """Where the coordinator wakes this member."""
@@ -245,7 +251,7 @@ class Heartbeats:
                 if beat.full:
                     holder.settled = beat.waiting == 0 and not beat.revoked
             else:
-                holder.lease.end()
+                holder.lose_lease()
                 if holder.joined:
                     holder.evicted = True
                     self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))

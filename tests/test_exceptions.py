@@ -9,6 +9,7 @@ import pytest
 
 from harness import Inspector, Recorder, eventually, inspecting, run_to_end, running
 from runnel import App, ExceptionPolicy, Record
+from runnel._core.lease import Lease
 from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
@@ -289,8 +290,8 @@ async def test_a_mark_that_goes_while_the_partition_is_being_acquired_stops_noth
             beats: list[Beat] = []
             heard, acquire = member.holder.on_beat, scripts.acquire
 
-            def hear(beat: Beat) -> None:
-                heard(beat)
+            def hear(beat: Beat, lease: Lease) -> None:
+                heard(beat, lease)
                 beats.append(beat)
 
             async def acquire_late(link: Link, keys: Any, processor: str, partition: int, token: int, name: str) -> Any:

@@ -107,6 +107,26 @@ def an_answer_that_was_long_on_its_way_does_not_prolong_a_lease(world: World) ->
     second.step("take", Reply.HEARD)
 
 
+def a_lease_does_not_revive_with_the_next_seat(world: World) -> None:
+    # 1. a member is frozen, and evicted; its partitions go to another  2. it wakes up: its heartbeat thread hears of the
+    # end, joins again, and is answered  3. before the worker's loop hears of either, it hands out the next event
+    first = world.join()
+    world.producers[0].send(0, 3)
+    first.work()
+    first.freeze(True)
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.work()
+    first.deafen(True)
+    first.freeze(False)
+    first.beat()
+    first.beat()
+    first.step("finish", Reply.HEARD)
+    first.step("take", Reply.HEARD)
+
+
 def an_acquire_that_was_held_up_does_not_take_the_partition_back(world: World) -> None:
     # 1. an acquire is held up in the network  2. its member is given up, and another acquires  3. it arrives
     first = world.join()
@@ -321,6 +341,10 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         an_answer_that_was_long_on_its_way_does_not_prolong_a_lease,
         Mutant("one owner at a time", member=frozenset({"lease from the answer"})),
+    ),
+    (
+        a_lease_does_not_revive_with_the_next_seat,
+        Mutant("one owner at a time", member=frozenset({"lease that revives"})),
     ),
     (
         an_acquire_that_was_held_up_does_not_take_the_partition_back,

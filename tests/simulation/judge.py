@@ -219,7 +219,7 @@ class Judge:
             if cut or fast or overdue:
                 continue  # the session may be over for the coordinator before the lease is; fencing must do
             fenced = its.token > share.token and share.token < self.tokens.get(share.partition, (0, ""))[0]
-            holds = its.hand is not None and world.seconds < other.lease.deadline and not fenced
+            holds = its.hand is not None and world.seconds < its.lease.deadline and not fenced
             self.must(
                 not holds and not other.may_act(its),
                 "one owner at a time",

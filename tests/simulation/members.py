@@ -73,7 +73,7 @@ class Member(Owner):
 
     def may_act(self, share: Share) -> bool:
         """Whether user code may be given the next event."""
-        in_time = self.world.seconds < self.lease.deadline or "no deadline" in self.world.faults
+        in_time = self.world.seconds < share.lease.deadline or "no deadline" in self.world.faults
         return in_time and not share.ended and not self.blocked
 
     def take(self, share: Share) -> None:
@@ -208,5 +208,11 @@ class Member(Owner):
     def block(self, blocked: bool) -> None:
         """A handler blocks the worker's loop; heartbeats go on."""
         self.blocked = blocked
+        self.look_into_inbox()
+        self.tidy()
+
+    def deafen(self, deaf: bool) -> None:
+        """The worker's loop goes on with what it was about to do, before it sees what the heartbeat thread hears."""
+        self.deaf = deaf
         self.look_into_inbox()
         self.tidy()

@@ -63,8 +63,8 @@ MUTANTS = {
     "append without a look at the sequence": Mutant(
         "each event is in the log once", "append", "if sequence == last_sequence then", "if false then"
     ),
-    "a lease that revives after it has expired": Mutant(
-        "one owner at a time|one member per token", member=frozenset({"lease that revives"})
+    "a lease that does not end with an eviction": Mutant(
+        "one owner at a time|one member per token", member=frozenset({"lease that does not end"})
     ),
     "a read by XREADGROUP": Mutant(
         "nothing is skipped|the log is drained|events are processed in order", member=frozenset({"XREADGROUP"})

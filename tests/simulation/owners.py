@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runnel._core.entry_ids import parse
+from runnel._core.lease import Lease
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._core.reconcile import reconcile
 from runnel._redis import scripts
@@ -23,6 +24,7 @@ class Share:
     """A partition in the hands of a member: a feed and its consumer.
 
     Attributes:
+        lease: that under which it was granted.
         hand: the event that the handler has.
         to_acquire: it was granted, and is not yet acquired.
         probe: commit even without progress.
@@ -32,6 +34,7 @@ class Share:
 
     partition: int
     token: int
+    lease: Lease
     state: PartitionState = PartitionState.GRANTED
     buffer: deque[tuple[bytes, bytes]] = field(default_factory=deque)
     hand: tuple[bytes, bytes] | None = None
@@ -75,29 +78,30 @@ class Owner(Seat):
 
     Attributes:
         shares: the partitions it holds.
-        inbox: what the heartbeat thread has heard and the worker's loop has not seen.
+        inbox: what the heartbeat thread has heard and the worker's loop has not seen, with the lease of that moment.
         blocked: a handler blocks the worker's loop.
+        deaf: the worker's loop acts, and has not yet come to see what the heartbeat thread has heard.
         leaving: it drains everything.
     """
 
     def __init__(self, world: "World", name: str) -> None:
         super().__init__(world, name)
         self.shares: dict[int, Share] = {}
-        self.inbox: list[Beat] = []
-        self.blocked = False
+        self.inbox: list[tuple[Beat, Lease]] = []
+        self.blocked = self.deaf = False
 
     def heard(self, beat: Beat) -> None:
-        self.inbox.append(beat)
+        self.inbox.append((beat, self.lease))
         self.look_into_inbox()
 
     def look_into_inbox(self) -> None:
-        """The worker's loop, which may be blocked by a handler, sees what the heartbeat thread has heard."""
-        while self.inbox and not self.blocked:
-            self.on_beat(self.inbox.pop(0))
+        """The worker's loop, unless it is blocked by a handler or slow to hear, sees what the heartbeat thread has."""
+        while self.inbox and not self.blocked and not self.deaf:
+            self.on_beat(*self.inbox.pop(0))
 
-    def on_beat(self, beat: Beat) -> None:
-        revives = "lease that revives" in self.world.faults
-        if not beat.known and not revives:
+    def on_beat(self, beat: Beat, lease: Lease) -> None:
+        ends = "lease that does not end" not in self.world.faults
+        if not beat.known and ends:
             for share in tuple(self.shares.values()):
                 self.lose(share)
         if not beat.known or not beat.full:
@@ -108,14 +112,14 @@ class Owner(Seat):
         plan = reconcile(held, draining, beat.granted, beat.revoked)
         self.releases += plan.release
         for partition in plan.lose:
-            if partition in self.shares and not revives:
+            if partition in self.shares and ends:
                 self.lose(self.shares[partition])
         for partition in plan.drain:
             if partition in self.shares:
                 self.drain(self.shares[partition])
         if not self.leaving:
             for partition, token in plan.acquire:
-                self.shares[partition] = Share(partition, token)
+                self.shares[partition] = Share(partition, token, lease)
             for partition in beat.granted.keys() & self.shares.keys():
                 self.shares[partition].park(partition in beat.paused)
 

@@ -159,7 +159,7 @@ class Schedule(RuleBasedStateMachine):
         return f"of {member}, {'' if noticed else 'not '}noticed"
 
     def disturb(self, dice: Dice) -> str:
-        n, what, on = dice.somebody(), dice.of(["freeze", "block", "connect"]), dice.of([False, True])
+        n, what, on = dice.somebody(), dice.of(["freeze", "block", "deafen", "connect"]), dice.of([False, True])
         if not self.world.alive:
             return "nobody"
         member = self.world.alive[n % len(self.world.alive)]
@@ -167,8 +167,9 @@ class Schedule(RuleBasedStateMachine):
         return f"{member}: {what} {on}"
 
     def absence(self, dice: Dice) -> str:
-        """Somebody is away in the middle of something, and the others go on."""
+        """Somebody is away in the middle of something, and the others go on. It may act before it hears of that."""
         member, rounds, frozen = self.member(dice), dice.of(range(1, 15)), dice.of([False, True])
+        deaf = dice.of([False, True])
         sent, reply = dice.of(["beat", "acquire", "commit", "nothing"]), dice.of(REPLIES)
         then = [dice.of(WORK) for _ in range(dice.of(range(4)))]
         if member:
@@ -177,14 +178,18 @@ class Schedule(RuleBasedStateMachine):
             member.step(sent, reply)
             (member.freeze if frozen else member.block)(True)
             self.world.everybody(rounds)
+            member.deafen(deaf)
             member.freeze(False)
             member.block(False)
             for what in then:
                 if what == "arrive":
                     self.world.arrive()
                 member.step(what, Reply.HEARD)
+            member.deafen(False)
         how = "frozen" if frozen else "blocked"
-        return f"of {member}: {sent} ({reply.name}), then {how} for {rounds} rounds, then {then}"
+        return (
+            f"of {member}: {sent} ({reply.name}), then {how} for {rounds} rounds, then {'deaf ' if deaf else ''}{then}"
+        )
 
     # The network and the server
 

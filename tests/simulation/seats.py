@@ -20,7 +20,7 @@ class Seat(Caller):
     """What the heartbeat thread knows of one member.
 
     Attributes:
-        lease: how long what was granted may be acted on.
+        lease: how long what is granted from now on may be acted on. The end of one is final: the next seat has another.
         releases: what was handed back, until the coordinator has confirmed it.
         floor: new tokens must be above it.
         joined, settled, leaving: as the thread's holder has them.
@@ -78,8 +78,10 @@ class Seat(Caller):
                     self.paused = bool(beat.paused) if beat.granted else None
                     self.settled = beat.waiting == 0 and not beat.revoked
             else:
-                if "lease that revives" not in world.faults:
+                if "lease that does not end" not in world.faults:
                     self.lease.end()
+                    if "lease that revives" not in world.faults:
+                        self.lease = Lease(SESSION / 1000)
                 self.evicted = self.evicted or self.joined
                 self.joined = self.settled = False
             self.late = attempts > 1 or (not beat.known and not self.leaving)

@@ -161,6 +161,7 @@ class World:
         for member in self.alive:
             member.freeze(False)
             member.block(False)
+            member.deafen(False)
             member.connect(True)
         if all(member.leaving for member in self.alive):
             self.join()

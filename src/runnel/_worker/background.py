@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from runnel._core.lease import Lease
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint
 from runnel._redis.patience import patiently
@@ -84,7 +85,7 @@ class Background:
         self._resign()
         await self._link.close()
 
-    def _on_beat(self, beat: Beat) -> None:
+    def _on_beat(self, beat: Beat, _: Lease) -> None:
         """Leadership as a partition: 0 is granted, revoked, or lost."""
         if not beat.known:
             self._resign()

@@ -39,8 +39,9 @@ class Holder:
     Attributes:
         name: of the processor, for announcements.
         seat: the member and its terms.
-        lease: how long what was granted may be acted on.
-        on_beat: called on the worker's event loop with every answer.
+        lease: how long what is granted from now on may be acted on. The end of one is final: what was granted under it
+            must not revive when we are a member again, which may be before the worker's loop has heard of the end.
+        on_beat: called on the worker's event loop with every answer, and the lease of what it grants.
         on_moved: called there when somebody has moved positions by hand.
         on_sealed: called there when the stream has another generation.
         in_progress: called on the heartbeat thread: which events are being processed.
@@ -52,7 +53,7 @@ class Holder:
     """
 
     def __init__(
-        self, name: str, seat: Seat, on_beat: Callable[[Beat], None], on_moved: Callable[[], None] | None = None
+        self, name: str, seat: Seat, on_beat: Callable[[Beat, Lease], None], on_moved: Callable[[], None] | None = None
     ) -> None:
         self.name = name
         self.seat = seat
@@ -71,8 +72,7 @@ class Holder:
         self.wake = asyncio.Event()
 
     def lose_lease(self) -> None:
-        """End the lease for good: what was granted under it must not revive when we are a member again, which may be
-        before the worker's loop has heard that it is lost."""
+        """The coordinator does not know us any more."""
         self.lease.end()
         self.lease = Lease(self.seat.session / 1000)
 
@@ -257,7 +257,7 @@ class Heartbeats:
                     self._instruments.announce(MemberEvicted(holder.name, holder.seat.member))
                 holder.joined = holder.settled = False
             try:
-                self._worker_loop.call_soon_threadsafe(self._deliver, holder, beat)  # 3
+                self._worker_loop.call_soon_threadsafe(self._deliver, holder, beat, holder.lease)  # 3
             except RuntimeError:  # the worker's loop is closed: it was aborted
                 self._stopping.set()
                 return
@@ -325,9 +325,9 @@ class Heartbeats:
 
     # On the worker's loop
 
-    def _deliver(self, holder: Holder, beat: Beat) -> None:
+    def _deliver(self, holder: Holder, beat: Beat, lease: Lease) -> None:
         try:
-            holder.on_beat(beat)
+            holder.on_beat(beat, lease)
         except Exception as error:
             self._failed(error)
 

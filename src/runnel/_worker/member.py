@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runnel._core.generations import Generation
+from runnel._core.lease import Lease
 from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState
 from runnel._core.read_ahead import ReadAhead
@@ -222,7 +223,7 @@ class Member:
 
     # What the coordinator says
 
-    def _on_beat(self, beat: Beat) -> None:
+    def _on_beat(self, beat: Beat, lease: Lease) -> None:
         if not beat.known:
             for consumer in tuple(self._consumers.values()):
                 consumer.lose("evicted from the group")
@@ -252,9 +253,8 @@ class Member:
         self._park(beat)
         if not self.holder.draining:
             for partition, token in plan.acquire:
-                self._begin(
-                    partition, token, quarantined=partition in beat.quarantined, paused=partition in beat.paused
-                )
+                feed = Feed(partition, token, self.keys.log(partition), lease)
+                self._begin(feed, quarantined=partition in beat.quarantined, paused=partition in beat.paused)
             if idle := tuple(sorted(partition for partition, _ in plan.acquire if partition in beat.paused)):
                 self.announce(PartitionsPaused(self.processor.name, idle))
 
@@ -293,9 +293,8 @@ class Member:
         for consumer in self._consumers.values():
             self._slot_groups.committer(consumer.feed.partition).probe(consumer.feed)
 
-    def _begin(self, partition: int, token: int, *, quarantined: bool, paused: bool) -> None:
-        log = self.keys.log(partition)
-        feed = Feed(partition, token, log, self.holder.lease)
+    def _begin(self, feed: Feed, *, quarantined: bool, paused: bool) -> None:
+        partition = feed.partition
         committer = self._slot_groups.committer(partition)
         feed.on_done = committer.mark
         feed.on_room = self._slot_groups.reader(partition).look

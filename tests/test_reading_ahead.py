@@ -64,6 +64,20 @@ def test_it_begins_with_prefetch_count_and_grows_only_for_who_has_to_wait() -> N
     assert more.step(1).count == 1000
 
 
+@given(prefetch=st.integers(1, 500), batch=st.integers(1, 2_000))
+def test_reads_leave_nothing_over_of_lists(prefetch: int, batch: int) -> None:
+    ahead = ReadAhead(prefetch, 100_000_000)
+    ahead.took(1, 100)
+    count = ahead.step(1, 0, batch).count
+    if batch <= prefetch:
+        assert count % batch == 0
+        assert prefetch - batch < count <= prefetch
+    else:
+        reads = -(-batch // prefetch)  # as few as with the largest reads
+        assert count <= prefetch
+        assert batch <= reads * count < batch + reads
+
+
 def test_the_estimate_rises_at_once_and_falls_slowly() -> None:
     ahead = ReadAhead(100, 1_000_000)
     ahead.took(1, 100)
@@ -118,6 +132,23 @@ async def test_large_events_wait_in_the_log_and_not_in_the_worker(
         await eventually(lambda: len(seen[7]) == 10)
     assert all(found == list(range(10)) for found in seen.values())
     assert 0 < most <= 300_000
+
+
+@pytest.mark.anyio
+async def test_from_a_backlog_lists_come_whole(app_name: str, redis_url: str) -> None:
+    app = app_of(app_name, redis_url, 1, prefetch_count=128)
+    blobs = app.stream("blobs", record=Blob, partition_by="key")
+    sizes: list[int] = []
+
+    @app.processor(blobs)
+    async def proc(events):
+        async for batch in events.take(100, within=0).records():
+            sizes.append(len(batch))
+
+    await blobs.send(*(Blob(key=1, n=n) for n in range(1001)))
+    async with running(app):
+        await eventually(lambda: sum(sizes) == 1001)
+    assert sizes == [1, *[100] * 10], "the first read is of one event"
 
 
 @pytest.mark.anyio

@@ -339,6 +339,7 @@ class Events(Generic[R]):
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
         while await self._settle():
+            feed.batch = n
             while not feed.entries:
                 if not await feed.ready():
                     return
@@ -349,8 +350,7 @@ class Events(Generic[R]):
             try:
                 while True:
                     buffered = len(feed.entries)
-                    for _ in range(min(wanted - len(batch), buffered)):
-                        batch.append(feed.entries.popleft())  # noqa: PERF401  the deque must stay in step with it
+                    batch += [feed.entries.popleft() for _ in range(min(wanted - len(batch), buffered))]
                     if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
                     if len(batch) == wanted or not await feed.more(deadline):

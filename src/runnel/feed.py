@@ -47,6 +47,7 @@ class Feed:
         ended: nothing more is handed out.
         room: the next read is issued when so few entries are left; below zero, when the processor waits for one.
         waiting: the processor waits for an entry.
+        batch: how many entries the processor takes at a time.
         full: the last read brought as much as was asked for, so there may be more.
         starved: the processor had to wait although there may be more.
         check_at: monotonic time from which nothing may be handed out without :meth:`ready`.
@@ -55,6 +56,7 @@ class Feed:
     __slots__ = (
         "_arrived",
         "_lease",
+        "batch",
         "began",
         "check_at",
         "committed",
@@ -86,6 +88,7 @@ class Feed:
         self.token = token
         self.log = log
         self.room = 0
+        self.batch = 1
         self.waiting = self.full = self.starved = False
         self.entries: deque[RawEntry] = deque()
         self.began = self.cursor = self.done = self.committed = b"0-0"

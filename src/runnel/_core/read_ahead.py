@@ -56,18 +56,25 @@ class ReadAhead:
         """An answer had so many entries, and so many bytes."""
         self._size = max(size / entries + OVERHEAD, self._size / FORGET)
 
-    def step(self, partitions: int, beside: int = 0) -> Step:
+    def step(self, partitions: int, beside: int = 0, batch: int = 1) -> Step:
         """The next read of a reader of so many partitions.
 
         Arguments:
             partitions: that it reads.
             beside: those that other readers read; all of them share the budget.
+            batch: how many entries a processor takes at a time. What a read leaves over would have to wait for the
+                next one: of 128 entries at a time, lists of 100 were made as one of 100 and one of 28.
         """
         if self._size == 0:
             return Step(1, 0, 1)
         # A buffer holds what is left when the next read is issued, and that read.
         fit = self._budget / self._size
         share = int(fit / (2 * (partitions + beside)))
-        count = max(1, min(self._count, share))
+        count = _whole(max(1, min(self._count, share)), batch)
         room = count if share >= 1 else -1
         return Step(count, room, max(1, int(fit / count * partitions / (partitions + beside))))
+
+
+def _whole(count: int, batch: int) -> int:
+    """The most entries, up to ``count``, of which so many reads make whole batches, or one read does."""
+    return count - count % batch if count >= batch else -(-batch // -(-batch // count))

@@ -109,7 +109,8 @@ class Reader:
         feeds = self._feeds.values()
         if any(feed.starved for feed in feeds):
             self._ahead.starved()
-        step = self._ahead.step(max(1, len(feeds)), self._all_feeds() - len(feeds))
+        batch = max((feed.batch for feed in feeds), default=1)
+        step = self._ahead.step(max(1, len(feeds)), self._all_feeds() - len(feeds), batch)
         for feed in feeds:
             feed.starved, feed.room = False, step.room
         return step

@@ -100,9 +100,9 @@ async def process(
     worker = Worker(app, measured=metrics)
     async with _scraped(worker) if metrics else nullcontext():
         await worker.run()
-    assert seen == wanted, f"processed {seen} of {wanted}"
-    assert span is not None
-    return span.rate(seen)
+        assert seen == wanted, f"processed {seen} of {wanted}"
+        assert span is not None
+        return span.rate(seen)
 
 
 SCRAPE = """

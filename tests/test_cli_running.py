@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from program import Project, environment, until
+from runnel.server import EmbeddedServer
 from runnel.server.address import free_port
 
 pytestmark = pytest.mark.processes
@@ -302,6 +303,23 @@ def test_a_server_that_makes_no_sense_is_refused(
     ended = project.run("server", *arguments)
     assert ended.returncode == status
     assert message in ended.stderr
+
+
+def test_who_follows_a_stream_waits_for_the_end_of_an_outage(
+    project: Project, server_binary: str | Path | None, tmp_path: Path
+) -> None:
+    with EmbeddedServer(binary=server_binary, data_dir=tmp_path / "data", append_only=True) as server:
+        project.environment["RUNNEL_REDIS_URL"] = server.url
+        project.send(1)
+        following = project.start("tail", "shop:orders", "-f")
+        following.says('"order_id":1')
+        server.restart()
+        following.says("Cannot reach redis:")
+        following.says("Redis answers again.")
+        project.send(2)
+        following.says('"order_id":2')
+        assert following.stop(signal.SIGINT) == 130
+        assert following.stderr.count("\n") == 2, following.stderr
 
 
 # dev

@@ -10,9 +10,9 @@ from runnel._core.routing import canonical_bytes
 from runnel._redis import queries
 from runnel._redis.groups import server_time
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
+from runnel._redis.patience import patiently
 from runnel.admin.access import chosen_partitions, connected
 from runnel.app import App
-from runnel.errors import RunnelError
 from runnel.events import Event
 from runnel.streams import Stream
 
@@ -21,7 +21,7 @@ __all__ = ["key_of", "tail_of"]
 FIRST_USE = 0.5
 """Seconds between two looks at whether a stream is used yet."""
 
-BLOCK = 5.0
+BLOCK = 2.0
 """Seconds for which the server waits for something new."""
 
 
@@ -44,12 +44,13 @@ async def tail_of(
         start: where to begin: ``earliest``, ``latest``, an id, a time, or a duration before now such as ``-5m``.
         partitions: their numbers; ``None`` for all.
         key: only events with this key, in its canonical text.
-        follow: go on with what is sent from now on, for ever, in the order of arrival.
+        follow: go on with what is sent from now on, for ever, in the order of arrival. An outage is waited for, and
+            announced by ``app.instruments``.
 
     Raises:
         NoSuchPlace: ``start`` is no place in a stream, or a partition does not exist.
         MetadataMismatch: the stream is stored with other properties.
-        RedisUnavailable: Redis cannot be reached.
+        RedisUnavailable: Redis cannot be reached, and nothing is followed yet.
     """
     async with connected(app) as link:
         begin = b"-" if start is None else point(start, await server_time(link))
@@ -74,7 +75,7 @@ async def tail_of(
             for event in await _last(link, stream, cursors, number, key):
                 yield event
         if follow:
-            async for event in _arriving(link, stream, cursors, key):
+            async for event in _arriving(app, link.endpoint, stream, cursors, key):
                 yield event
 
 
@@ -130,20 +131,17 @@ async def _last(
 
 
 async def _arriving(
-    link: Link, stream: Stream[Any], cursors: dict[int, bytes], key: str | None
+    app: App, endpoint: Endpoint, stream: Stream[Any], cursors: dict[int, bytes], key: str | None
 ) -> AsyncIterator[Event[Any]]:
     """What comes, as it comes: one blocking read per slot group, each on a link of its own."""
-    arrived: asyncio.Queue[list[Event[Any]] | RunnelError] = asyncio.Queue(maxsize=1)
+    arrived: asyncio.Queue[list[Event[Any]]] = asyncio.Queue(maxsize=1)
     by_group: dict[int, dict[int, bytes]] = {}
     for partition, cursor in cursors.items():
         by_group.setdefault(stream.keys.slot_group(partition), {})[partition] = cursor
-    readers = [asyncio.create_task(_read_on(link.endpoint, stream, group, arrived)) for group in by_group.values()]
+    readers = [asyncio.create_task(_read_on(app, endpoint, stream, group, arrived)) for group in by_group.values()]
     try:
         while True:
-            events = await arrived.get()
-            if isinstance(events, RunnelError):
-                raise events
-            for event in events:
+            for event in await arrived.get():
                 if key is None or key_of(stream, event) == key:
                     yield event
     finally:
@@ -153,32 +151,34 @@ async def _arriving(
 
 
 async def _read_on(
+    app: App,
     endpoint: Endpoint,
     stream: Stream[Any],
     cursors: dict[int, bytes],
-    arrived: asyncio.Queue[list[Event[Any]] | RunnelError],
+    arrived: asyncio.Queue[list[Event[Any]]],
 ) -> None:
-    """Read what comes behind the cursors, which are in one slot group, until that fails."""
+    """Read what comes behind the cursors, which are in one slot group, for ever."""
     partitions = {stream.keys.log(partition).encode(): partition for partition in cursors}
     link = endpoint.link()
+
+    async def read() -> Any:
+        return await queries.read(
+            link,
+            [stream.keys.log(partition) for partition in cursors],
+            list(cursors.values()),
+            count=queries.AT_ONCE,
+            block=int(BLOCK * 1000),
+            timeout=REPLY_TIMEOUT + BLOCK,
+        )
+
     try:
         while True:
-            found = await queries.read(
-                link,
-                [stream.keys.log(partition) for partition in cursors],
-                list(cursors.values()),
-                count=queries.AT_ONCE,
-                block=int(BLOCK * 1000),
-                timeout=REPLY_TIMEOUT + BLOCK,
-            )
             events = []
-            for log, entries in found:
+            for log, entries in await patiently("tail", read, app.instruments):
                 partition = partitions[log]
                 cursors[partition] = entries[-1][0]
                 events += [Event(stream.name, partition, entry, stream.codec) for entry in entries]
             if events:
                 await arrived.put(sorted(events, key=lambda event: parse(event.id)))
-    except RunnelError as error:
-        await arrived.put(error)
     finally:
         await link.close()

@@ -31,6 +31,7 @@ from runnel.cli.terminal import (
 )
 from runnel.errors import DecodeError
 from runnel.events import Event
+from runnel.instruments import Announcement, RedisGivenUp, RedisLost, RedisRecovered
 from runnel.streams import Stream
 
 __all__ = ["AppTarget", "event_data", "event_text", "lag", "status", "tail"]
@@ -113,7 +114,10 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     redis_url: RedisURL = None,
 ) -> None:
-    """See the events of a stream, decoded, those of a partition in the order of sending. Processes nothing."""
+    """See the events of a stream, decoded, those of a partition in the order of sending. Processes nothing.
+
+    With -f, an outage of Redis is waited for.
+    """
     of = load(stream, Stream, "runnel tail", redis_url=redis_url)
     wanted = 10 if last is None and start is None else last
     shown = run(_tail(of, wanted, start, partition, key, follow, as_json))
@@ -131,9 +135,11 @@ async def _tail(
     as_json: bool,
 ) -> int:
     shown = 0
+    app = app_of(stream)
+    app.instruments.subscribe(_outages())
     # Closed here, and not with the event loop: it has connections, and showing may fail (`| head`).
     async with aclosing(
-        tail_of(app_of(stream), stream, number=wanted, start=start, partitions=partitions, key=key, follow=follow)
+        tail_of(app, stream, number=wanted, start=start, partitions=partitions, key=key, follow=follow)
     ) as events:
         async for event in events:
             shown += 1
@@ -143,6 +149,25 @@ async def _tail(
                 moment = _moment(event).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
                 output.print(f"{event.id}  {event.partition:>3}  {moment}Z  {event_text(event)}", markup=False)
     return shown
+
+
+def _outages() -> Callable[[Announcement], None]:
+    """Says when Redis is away, and when it is back, however many connections that concerns."""
+    away = 0
+
+    def hear(announcement: Announcement) -> None:
+        nonlocal away
+        match announcement:
+            case RedisLost(error=error):
+                away += 1
+                if away == 1:
+                    notes.print(getattr(error, "what", str(error)), style="red", markup=False)
+            case RedisRecovered() | RedisGivenUp():
+                away -= 1
+                if away == 0:
+                    notes.print("Redis answers again.", markup=False)
+
+    return hear
 
 
 # Events

@@ -108,8 +108,8 @@ def an_answer_that_was_long_on_its_way_does_not_prolong_a_lease(world: World) ->
 
 
 def a_lease_does_not_revive_with_the_next_seat(world: World) -> None:
-    # 1. a member is frozen, and evicted; its partitions go to another  2. it wakes up: its heartbeat thread hears of the
-    # end, joins again, and is answered  3. before the worker's loop hears of either, it hands out the next event
+    # 1. a member is frozen, and evicted; its partitions go to another  2. it wakes up: its heartbeat thread hears that,
+    # joins again, and is answered  3. before the worker's loop hears of either, it hands out the next event
     first = world.join()
     world.producers[0].send(0, 3)
     first.work()

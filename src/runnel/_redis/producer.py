@@ -39,9 +39,9 @@ BATCH_BYTES = 1_000_000
 
 PLENTY = 500
 """Entries that are worth an append of their own, so that client and server work at the same time. From one ``send``, so
-many go as two appends, each of half the partitions, over two connections: while the server works at the one, we compose
-or settle the other (``send`` of 1,000: 3.8 instead of 3.4 times a pipeline). From concurrent ones, they go as soon as
-they are together, while the rest is still encoded."""
+many go as three appends, of a quarter, a half and a quarter of the partitions, over two connections: while the server
+works at one, we compose or settle another (``send`` of 1,000: 3.4 times a pipeline with one append, 3.55 with two
+halves, 3.73 so). From concurrent ones, they go as soon as they are together, while the rest is still encoded."""
 
 EXPIRY = 2 * 3600.0
 """Seconds that the server remembers the last sequence of a producer in a partition. Longer than any retry that could
@@ -215,10 +215,12 @@ class Producer:
         waiting = sum([len(lane.entries) for lane in self._waiting.values() if not lane.under_way])
         if waiting < PLENTY or not self._prepared:
             most = 1
+        share = waiting if most == 1 else waiting // (2 * most)
         for line in self._lines[:most]:
             if not line.free:
                 continue
-            sending = self._run(line.link, waiting // most)
+            sending = self._run(line.link, share)
+            share = waiting // most
             if self._prepared and line.link.ready:
                 line.task = begin(self._loop, sending)
             else:

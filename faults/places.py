@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from faults.clock import Clock
 from runnel._core.slots import slot_of
 from runnel.server import EmbeddedServer
 from topologies import Cluster, Watched, ask, facts, port_of
@@ -55,11 +56,16 @@ def _is_ours(client: bytes) -> bool:
 
 
 class OneServer(Place):
-    """One server, with its data in a directory that outlives it."""
+    """One server, with its data in a directory that outlives it.
 
-    def __init__(self, server: EmbeddedServer, data: Path) -> None:
+    Attributes:
+        clock: sets its time of day, where that can be set.
+    """
+
+    def __init__(self, server: EmbeddedServer, data: Path, clock: Clock | None = None) -> None:
         self._server = server
         self._data = data
+        self.clock = clock
 
     @property
     def url(self) -> str:

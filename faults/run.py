@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,19 +13,15 @@ from typing import Any
 
 from faults import account
 from faults.checker import Violation, check
+from faults.clock import Clock
 from faults.history import History
 from faults.places import OneServer, Place
 from faults.plays import Play, Scene
 from faults.records import PARTITIONS
 from faults.stage import Broken, Stage, Unplayable
 from runnel.errors import ServerError
-from runnel.server import EmbeddedServer
+from runnel.server import EmbeddedServer, find_binary
 from runnel.settings import Settings
-
-LIBFAKETIME = (
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
-)
 
 
 @dataclass
@@ -79,7 +74,7 @@ async def perform(
     place = _one_server(play, directory, binary) if play.place is None else play.place(binary)
     try:
         stage = Stage(directory, place, session, environment)
-    except ServerError as error:  # under libfaketime, not every server does
+    except ServerError as error:
         raise Unplayable(f"the server does not start: {error}") from None
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
@@ -123,25 +118,18 @@ def _keep(path: Path, items: Sequence[Any]) -> None:
 
 
 def _one_server(play: Play, directory: Path, binary: str | Path | None) -> Place:
-    if play.faketime:
-        library = next((path for path in LIBFAKETIME if Path(path).exists()), None)
-        if library is None:
-            raise Unplayable("libfaketime is needed: apt install libfaketime")
-        (directory / "faketime").write_text("+0\n")
-        wrapped = directory / "server-in-another-time"
-        program = binary or shutil.which("valkey-server") or shutil.which("redis-server")
-        wrapped.write_text(
-            "#!/bin/sh\n"
-            f"export LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={directory / 'faketime'} FAKETIME_NO_CACHE=1\n"
-            f'export FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {program} "$@"\n'
-        )
-        wrapped.chmod(0o700)
-        binary = wrapped
+    clock = None
+    if play.clock:
+        try:
+            clock = Clock(directory, find_binary(None if binary is None else str(binary)))
+        except FileNotFoundError as error:
+            raise Unplayable(str(error)) from None
+        binary = clock.wrapper
     data = directory / "data"
     server = EmbeddedServer(
         binary=binary, data_dir=data, append_only=play.append_only, extra=play.server, start_timeout=30
     )
-    return OneServer(server, data)
+    return OneServer(server, data, clock)
 
 
 def leftovers(scene: Scene) -> list[Violation]:

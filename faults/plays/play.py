@@ -113,7 +113,7 @@ class Play:
         place: makes the servers, with a server program, where there are several; then those below do not count.
         server: further arguments of the server.
         append_only: the server keeps its data on disk.
-        faketime: the server runs under libfaketime.
+        clock: the time of day of the server can be set.
         environment: of workers and producers.
     """
 
@@ -129,5 +129,5 @@ class Play:
     place: Callable[[str | Path | None], Place] | None = None
     server: tuple[str, ...] = ()
     append_only: bool = False
-    faketime: bool = False
+    clock: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -452,6 +452,16 @@ def test_middleware_must_have_a_handler_that_is_an_async_generator(app: App, mys
             async def proc(events): ...
 
 
+def test_middleware_must_be_a_list(app: App, mystream: Stream[Action]) -> None:
+    class Silent(Middleware):
+        async def handler(self, parent, **kwargs):
+            async for x in parent:
+                yield x
+
+    with pytest.raises(ConfigurationError, match=r"takes a list of middleware; write middleware=\[.*Silent"):
+        app.processor(mystream, middleware=Silent())  # type: ignore[arg-type]
+
+
 # Dead letters
 
 

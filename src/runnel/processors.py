@@ -53,9 +53,9 @@ class Processor(Generic[R]):
         """Refuse what cannot run.
 
         Raises:
-            ConfigurationError: the function is no coroutine function, or a middleware is none.
+            ConfigurationError: the function is no coroutine function over events, or a middleware is none.
         """
-        if inspect.isasyncgenfunction(self.function) or not inspect.iscoroutinefunction(self.function):
+        if not _is_one(self.function):
             raise ConfigurationError(
                 f'The processor "{self.name}" must be an async function that takes the events and yields nothing: '
                 f"async def {self.name}(events): ..."
@@ -74,3 +74,13 @@ class Processor(Generic[R]):
 
     def __call__(self, events: Events[R]) -> Awaitable[Any]:
         return self.function(events)
+
+
+def _is_one(function: Callable[..., Any]) -> bool:
+    if inspect.isasyncgenfunction(function) or not inspect.iscoroutinefunction(function):
+        return False
+    try:
+        inspect.signature(function).bind("the events")
+    except TypeError:
+        return False
+    return True

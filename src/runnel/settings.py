@@ -134,6 +134,16 @@ class Settings(BaseSettings):
     join_delay: float = Field(0.1, ge=0)
     """How long a new worker waits for others to come, before partitions move."""
 
+    @field_validator("hasher")
+    @classmethod
+    def _lasts(cls, value: Callable[[Any], int]) -> Callable[[Any], int]:
+        if value is hash:
+            raise ValueError(
+                "hash() gives another number for the same text in every process, so the events of a key would part. "
+                "Leave it out for xxh64, or use a function such as zlib.crc32 over the bytes of the key"
+            )
+        return value
+
     @field_validator("heartbeat_interval")
     @classmethod
     def _fits_session(cls, value: float, info: ValidationInfo) -> float:

@@ -46,7 +46,10 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
         self.sink = sink if sink is not None else sink_of(source)
 
     async def handler(self, parent: AsyncGenerator[Any, None], **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Pass everything on; forward what the code above failed with."""
+        """Pass everything on; forward what the code above failed with.
+
+        As :meth:`runnel.interfaces.Middleware.handler`.
+        """
         events: Events[R] = kwargs["events"]
         async for x in parent:
             try:

@@ -9,6 +9,7 @@ from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
 from runnel.interfaces import Middleware
+from runnel.middleware import DeadLetterMiddleware
 from runnel.records import Record
 from runnel.streams import Stream
 
@@ -70,6 +71,11 @@ class Processor(Generic[R]):
                 raise ConfigurationError(
                     f'The middleware {middleware!r} of processor "{self.name}" needs a method `handler` that is an '
                     "async generator: async def handler(self, parent, **kwargs)."
+                )
+            if isinstance(middleware, DeadLetterMiddleware) and middleware.source is not self.stream:
+                raise ConfigurationError(
+                    f'The processor "{self.name}" of stream "{self.stream.name}" has a DeadLetterMiddleware of stream '
+                    f'"{middleware.source.name}". Give it one of its own: DeadLetterMiddleware(source=...).'
                 )
 
     def __call__(self, events: Events[R]) -> Awaitable[Any]:

@@ -25,8 +25,9 @@ class Settings(BaseSettings):
     """All settings, with their defaults.
 
     Each is a keyword of :class:`runnel.App`, or an environment variable: its name in capitals behind ``RUNNEL_``, such
-    as ``RUNNEL_LOG_LEVEL=debug``. A keyword wins over a variable. Those under "streams" and "processors" can be given
-    to ``app.stream`` or ``app.processor`` as well. All durations are in seconds.
+    as ``RUNNEL_LOG_LEVEL=debug``. A keyword wins over a variable. ``name``, and what is an object (``hasher``,
+    ``serializer``, ``compressor``), must be a keyword. Those under "streams" and "processors" can be given to
+    ``app.stream`` or ``app.processor`` as well. All durations are in seconds.
     """
 
     model_config = SettingsConfigDict(

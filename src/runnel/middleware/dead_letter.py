@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
 
-from runnel.errors import RecordError
+from runnel.errors import ConfigurationError, RecordError
 from runnel.events import Event, Events
 from runnel.instruments import DeadLettered
 from runnel.interfaces import Middleware
@@ -42,6 +42,14 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
     """
 
     def __init__(self, source: Stream[R], sink: Stream[R] | None = None) -> None:
+        """Arguments: see the class.
+
+        Raises:
+            ConfigurationError: one of them is no stream.
+        """
+        for stream in (source,) if sink is None else (source, sink):
+            if not isinstance(stream, Stream):
+                raise ConfigurationError(f"DeadLetterMiddleware needs a stream, made by app.stream; got {stream!r}.")
         self.source = source
         self.sink = sink if sink is not None else sink_of(source)
 

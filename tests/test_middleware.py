@@ -653,7 +653,7 @@ async def test_the_sink_may_be_a_stream_of_ones_own(app_name: str, redis_url: st
 def test_dead_letters_are_of_the_stream_that_the_processor_processes(app: App, mystream: Stream[Action]) -> None:
     other = app.stream("other", record=Action, partition_by="key")
     with pytest.raises(
-        ConfigurationError, match=r'"proc" of stream "other" has a DeadLetterMiddleware of stream "mystr'
+        ConfigurationError, match=r'"proc" of stream "other" has a DeadLetterMiddleware of stream "actions"'
     ):
 
         @app.processor(other, middleware=[DeadLetterMiddleware(source=mystream)])

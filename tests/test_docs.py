@@ -381,7 +381,7 @@ def _explainable() -> Iterator[tuple[str, Any]]:
                         yield f"{module.__name__}.{name}.{method}", function
 
 
-EXPLAINABLE = dict(_explainable())
+EXPLAINABLE = dict(_explainable()) | {"runnel.settings.Settings": Settings}
 
 
 @pytest.mark.parametrize("name", EXPLAINABLE)
@@ -389,7 +389,9 @@ def test_help_explains_every_argument_and_attribute_of_a_public_name(name: str) 
     public = EXPLAINABLE[name]
     doc = public.__doc__ or ""
     assert doc.strip()
-    if dataclasses.is_dataclass(public):
+    if public is Settings:
+        wanted = list(Settings.model_fields)
+    elif dataclasses.is_dataclass(public):
         wanted = [field.name for field in dataclasses.fields(public) if field.repr]
     elif inspect.isfunction(public):
         wanted = [argument for argument in inspect.signature(public).parameters if argument not in ("self", "kwargs")]

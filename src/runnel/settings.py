@@ -26,8 +26,8 @@ class Settings(BaseSettings):
 
     Each is a keyword of :class:`runnel.App`, or an environment variable: its name in capitals behind ``RUNNEL_``, such
     as ``RUNNEL_LOG_LEVEL=debug``. A keyword wins over a variable. ``name``, and what is an object (``hasher``,
-    ``serializer``, ``compressor``), must be a keyword. Where ``app.stream`` or ``app.processor`` has an argument of that
-    name, a setting is its default. All durations are in seconds.
+    ``serializer``, ``compressor``), must be a keyword. Where ``app.stream`` or ``app.processor`` has an argument of
+    that name, a setting is its default. All durations are in seconds.
 
     Attributes:
         name: of the app; part of every key in Redis.

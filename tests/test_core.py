@@ -1,10 +1,14 @@
 """What Runnel decides: plain functions, so plain tests, without a server and without an event loop."""
 
+import sys
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal, localcontext
 from enum import Enum, IntEnum
+from importlib.machinery import ModuleSpec
 from itertools import islice
+from types import ModuleType
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -49,7 +53,7 @@ PINNED = [
     (True, b"true", 10, 3),
     (False, b"false", 10, 3),
     (UUID("12345678-1234-5678-1234-567812345678"), b"12345678-1234-5678-1234-567812345678", 10, 6),
-    (Decimal("1.50"), b"1.50", 10, 0),
+    (Decimal("1.50"), b"1.5", 13, 0),
     (datetime(2013, 1, 1, 5, 17), b"2013-01-01T05:17:00", 10, 0),
     (datetime(2013, 1, 1, 5, 17, tzinfo=UTC), b"2013-01-01T05:17:00+00:00", 15, 6),
     (date(2013, 1, 1), b"2013-01-01", 12, 1),
@@ -82,9 +86,58 @@ def test_a_key_without_canonical_bytes_is_refused(key: object) -> None:
         routing.partition_of(key, 16)
 
 
+@pytest.mark.parametrize(
+    "equal",
+    [
+        [Decimal("1"), Decimal("1.0"), Decimal("1.00"), Decimal("0.1E1")],
+        [Decimal("0"), Decimal("-0.00"), Decimal("0E5")],
+        [Decimal("1E+30"), Decimal(10**30), Decimal("1" + "0" * 30 + ".000")],
+        [
+            datetime(2013, 1, 1, 5, 17, tzinfo=UTC),
+            datetime(2013, 1, 1, 6, 17, tzinfo=ZoneInfo("Europe/Berlin")),
+            datetime(2013, 1, 1, 0, 17, tzinfo=timezone(timedelta(hours=-5))),
+        ],
+    ],
+)
+def test_equal_keys_are_routed_alike_however_they_are_written(equal: list[Any]) -> None:
+    assert all(key == equal[0] for key in equal)
+    assert len({routing.canonical_bytes(key) for key in equal}) == 1
+
+
+def test_a_decimal_is_routed_by_all_of_its_digits() -> None:
+    long = Decimal("0.1234567890123456789012345678901234567890")
+    assert routing.canonical_bytes(long) == str(long).encode()[:-1]
+    with localcontext() as context:
+        context.prec = 3
+        assert routing.canonical_bytes(long) == str(long).encode()[:-1]
+
+
 def test_a_string_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(PartitionKeyError, match="xxh64 failed"):
         routing.partition_of("\ud800", 16)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "module"),
+    [
+        ({"__file__": "/srv/app/example.py", "__spec__": None}, "example"),
+        ({"__file__": "/srv/app/shop/example.py", "__spec__": ModuleSpec("shop.example", None)}, "shop.example"),
+        ({"__spec__": None}, "__main__"),
+    ],
+    ids=["python example.py", "python -m shop.example", "python -c"],
+)
+def test_a_hasher_is_called_as_workers_call_it_where_its_module_is_run_as_a_script(
+    monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any], module: str
+) -> None:
+    def by_region(key: str) -> int:
+        return 0
+
+    main = ModuleType("__main__")
+    main.__dict__.update(attributes)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(by_region, "__module__", "__main__")
+    monkeypatch.setattr(by_region, "__qualname__", "by_region")
+    assert routing.hasher_name(by_region) == f"{module}.by_region"
 
 
 def test_a_hasher_of_the_user_decides_and_may_be_negative() -> None:

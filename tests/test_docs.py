@@ -22,6 +22,7 @@ Addresses of a server on this machine are replaced by that of the test's own. Id
 
 import ast
 import asyncio
+import dataclasses
 import inspect
 import os
 import re
@@ -35,9 +36,10 @@ from typing import Any
 
 import pytest
 
+import runnel
 from harness import eventually, run_to_end, running
 from program import PATIENCE, Running, environment
-from runnel import App
+from runnel import App, admin, errors, interfaces, middleware, server
 from runnel.observability import user_traceback
 from runnel.server import EmbeddedServer
 from runnel.settings import Settings
@@ -362,3 +364,39 @@ def test_the_table_of_settings_is_complete_and_right(monkeypatch: pytest.MonkeyP
         plain = "none" if value is None else f"`{getattr(value, 'value', value)}`"
         assert shown == words.get(name, plain), name
         assert also == ", ".join(home for home, signature in homes.items() if name in signature.parameters), name
+
+
+# What help() shows
+
+
+def _explainable() -> Iterator[tuple[str, Any]]:
+    """Public functions, classes, and their public methods, by name."""
+    for module in (runnel, admin, errors, interfaces, middleware, server):
+        for name in module.__all__:
+            public = getattr(module, name)
+            yield f"{module.__name__}.{name}", public
+            if inspect.isclass(public):
+                for method, function in vars(public).items():
+                    if inspect.isfunction(function) and not method.startswith("_"):
+                        yield f"{module.__name__}.{name}.{method}", function
+
+
+EXPLAINABLE = dict(_explainable()) | {"runnel.settings.Settings": Settings}
+
+
+@pytest.mark.parametrize("name", EXPLAINABLE)
+def test_help_explains_every_argument_and_attribute_of_a_public_name(name: str) -> None:
+    public = EXPLAINABLE[name]
+    doc = public.__doc__ or ""
+    assert doc.strip()
+    if public is Settings:
+        wanted = list(Settings.model_fields)
+    elif dataclasses.is_dataclass(public):
+        wanted = [field.name for field in dataclasses.fields(public) if field.repr]
+    elif inspect.isfunction(public):
+        wanted = [argument for argument in inspect.signature(public).parameters if argument not in ("self", "kwargs")]
+        if re.search(r"[Aa]rguments( and errors)? as :|As :meth:", doc):
+            return
+    else:
+        return
+    assert [one for one in wanted if not re.search(rf"\b{one}\b(:|`)", doc)] == []

@@ -4,7 +4,8 @@ What the guide says about exceptions, middleware, background tasks and groups of
 """
 
 import asyncio
-from datetime import UTC, datetime
+import functools
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -377,8 +378,8 @@ async def _is(answer: Any, expected: Any) -> bool:
     return await answer == expected
 
 
-@pytest.mark.parametrize(("n", "within"), [(0, 1), (-1, 1), (1, -0.1)])
-async def test_batches_need_sensible_bounds(app_name: str, redis_url: str, n: int, within: float) -> None:
+@pytest.mark.parametrize(("n", "within"), [(0, 1), (-1, 1), (1, -0.1), ("10", 1), (2.5, 1), (1, timedelta(seconds=1))])
+async def test_batches_need_sensible_bounds(app_name: str, redis_url: str, n: Any, within: Any) -> None:
     app = App(name=app_name, redis_url=redis_url, partition_count=1)
     stream = app.stream("steps", record=Step, partition_by="key")
 
@@ -670,6 +671,11 @@ def test_a_processor_must_be_an_async_function() -> None:
         @app.processor(stream)  # type: ignore[arg-type]
         def plain(events): ...
 
+    with pytest.raises(ConfigurationError, match=r'processor "lonely" must be an async function that takes the events'):
+
+        @app.processor(stream)  # type: ignore[arg-type]
+        async def lonely(): ...
+
     with pytest.raises(ConfigurationError, match=r'processor "generator" must be an async function.* yields nothing'):
 
         @app.processor(stream)  # type: ignore[arg-type]
@@ -678,6 +684,41 @@ def test_a_processor_must_be_an_async_function() -> None:
                 yield event
 
     assert app.processors == {}
+
+
+async def test_one_function_may_process_several_streams(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    one = app.stream("one", record=Step, partition_by="key")
+    two = app.stream("two", record=Step, partition_by="key")
+    seen: list[tuple[str, str, int]] = []
+
+    @app.processor(one, name="of_one")
+    @app.processor(two, name="of_two")
+    async def both(events):
+        async for step in events.records():
+            seen.append((events.processor, events.stream, step.n))
+
+    await one.send(*steps("a", 1))
+    await two.send(*steps("a", 1, start=1))
+    async with running(app):
+        await eventually(lambda: sorted(seen) == [("of_one", "one", 0), ("of_two", "two", 1)])
+
+    with pytest.raises(ConfigurationError, match='two processors named "again"'):
+
+        @app.processor(one)
+        @app.processor(two)
+        async def again(events): ...
+
+
+def test_a_processor_needs_a_name() -> None:
+    app = App(name="myapp")
+    stream = app.stream("steps", record=Step, partition_by="key")
+
+    async def function(events: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"processor must be an async function with a name.*partial"):
+        app.processor(stream)(functools.partial(function))
+    assert app.processor(stream, name="named")(functools.partial(function)).name == "named"
 
 
 def test_a_processor_needs_a_stream() -> None:

@@ -452,6 +452,16 @@ def test_middleware_must_have_a_handler_that_is_an_async_generator(app: App, mys
             async def proc(events): ...
 
 
+def test_middleware_must_be_a_list(app: App, mystream: Stream[Action]) -> None:
+    class Silent(Middleware):
+        async def handler(self, parent, **kwargs):
+            async for x in parent:
+                yield x
+
+    with pytest.raises(ConfigurationError, match=r"takes a list of middleware; write middleware=\[.*Silent"):
+        app.processor(mystream, middleware=Silent())  # type: ignore[arg-type]
+
+
 # Dead letters
 
 
@@ -638,6 +648,22 @@ async def test_the_sink_may_be_a_stream_of_ones_own(app_name: str, redis_url: st
         found = await letters(redis, sink)
     by_partition = {p: [sink.codec.decode([b"data", f[b"data"]]).id for q, f in found if q == p] for p in range(3)}
     assert {p: sorted(numbers) for p, numbers in by_partition.items()} == {0: [0, 3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8]}
+
+
+def test_dead_letters_are_of_the_stream_that_the_processor_processes(app: App, mystream: Stream[Action]) -> None:
+    other = app.stream("other", record=Action, partition_by="key")
+    with pytest.raises(
+        ConfigurationError, match=r'"proc" of stream "other" has a DeadLetterMiddleware of stream "actions"'
+    ):
+
+        @app.processor(other, middleware=[DeadLetterMiddleware(source=mystream)])
+        async def proc(events): ...
+
+    for wrong in ({"source": "mystream"}, {"source": mystream, "sink": "letters"}):
+        with pytest.raises(
+            ConfigurationError, match=r"DeadLetterMiddleware needs a stream, made by app\.stream; got '"
+        ):
+            DeadLetterMiddleware(**wrong)  # type: ignore[arg-type]
 
 
 async def test_two_processors_may_share_a_dead_letter_stream(app: App, mystream: Stream[Action]) -> None:

@@ -1,5 +1,6 @@
 """Records and streams: what can be declared, what travels, and what comes back."""
 
+import asyncio
 import json
 import math
 import zlib
@@ -7,13 +8,13 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, ClassVar, List, Optional  # noqa: UP035  the guide writes List[Item]
+from typing import Any, ClassVar, List, Literal, Optional  # noqa: UP035  the guide writes List[Item]
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from harness import eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
@@ -86,6 +87,22 @@ class Zeros(Serializer):
 
     def loads(self, data: bytes) -> Any:
         return json.loads(data.removeprefix(b"\x00\x00gzip\x00"))
+
+
+class Nameless(Serializer):
+    def dumps(self, value: Any) -> Any:
+        return json.dumps(value)  # a str
+
+    def loads(self, data: bytes) -> Any:
+        return json.loads(data)
+
+
+class NamelessCompressor(Compressor):
+    def compress(self, data: bytes) -> bytes:
+        return data
+
+    def decompress(self, data: bytes) -> bytes:
+        return data
 
 
 class Zlib(Compressor):
@@ -184,6 +201,51 @@ def test_a_nested_record_comes_back_as_it_was(record: Order) -> None:
     back = codec.decode([b"data", codec.encode(record)])
     assert back == record
     assert all(isinstance(item, Item) for item in back.items)
+
+
+def _tricky() -> list[Record]:
+    """Records that pydantic writes in a form that it does not read, unless it is asked to."""
+
+    class Aliased(BaseModel):
+        number: int = Field(alias="the-number")
+
+    class OfAnAlias(Record):
+        inner: list[Aliased]
+        own: int = Field(validation_alias="mine", serialization_alias="yours")
+
+    class Computed(Record):
+        model_config = ConfigDict(extra="forbid")
+        side: int
+
+        @computed_field  # type: ignore[prop-decorator]
+        @property
+        def area(self) -> int:
+            return self.side**2
+
+    class Embedded(Record):
+        numbers: Json[list[int]]
+
+    class Strict(Record):
+        model_config = ConfigDict(strict=True)
+        at: datetime
+        few: set[int]
+        pair: tuple[int, str]
+        price: Decimal
+        colour: Literal["red"] | UUID | date
+
+    return [
+        OfAnAlias(inner=[Aliased(**{"the-number": 1})], mine=2),  # type: ignore[call-arg]
+        Computed(side=3),
+        Embedded(numbers="[1, 2]"),
+        Strict(at=datetime(2020, 1, 1), few={1, 2}, pair=(1, "a"), price=Decimal("1.10"), colour=date(2020, 7, 21)),
+    ]
+
+
+@pytest.mark.parametrize("serializer", [JSONSerializer(), Plain()], ids=lambda s: s.name)
+@pytest.mark.parametrize("record", _tricky(), ids=lambda record: type(record).__name__)
+def test_what_a_record_may_have_by_pydantic_comes_back(record: Record, serializer: Serializer) -> None:
+    codec = StructuredCodec(type(record), serializer, None)
+    assert codec.decode([b"data", codec.encode(record)]) == record
 
 
 @given(st.lists(st.binary(), max_size=8), st.sampled_from([None, Gzip(), Zlib()]))
@@ -464,6 +526,10 @@ def test_the_partition_is_within_the_count() -> None:
         ({"record": dict}, r'record type of stream "keyed" must be a class derived from runnel\.Record'),
         ({"record": Keyed()}, r'record type of stream "keyed" must be a class derived from runnel\.Record'),
         ({"name": ""}, "A stream needs a name"),
+        ({"name": 5}, "A stream needs a name.* got 5"),
+        ({"hasher": hash}, r"hasher = .*hash\(\) gives another number for the same text in every process"),
+        ({"serializer": Nameless()}, r'serializer Nameless needs a name.*name = "msgpack"'),
+        ({"compressor": NamelessCompressor()}, "compressor NamelessCompressor needs a name"),
         ({"hasher": 3}, r"hasher = 3"),
         ({"compressor": "gzip"}, r"compressor = 'gzip'"),
         ({"on_full": "maybe"}, r"on_full = 'maybe'"),
@@ -536,6 +602,13 @@ async def test_a_structured_stream_is_not_read_as_a_primitive_one(app_name: str,
     [
         (lambda: {"key": "a", "body": ""}, RecordError, 'stream "texts" takes records of Text, not dict'),
         (lambda: Item(id=1, name=""), RecordError, "takes records of Text, not Item"),
+        (lambda: [Text(key="a", body="")], RecordError, r"not list\. Several are sent by send\(\*records\)"),
+        (lambda: (Text(key="a", body="") for _ in range(2)), RecordError, r"not generator\. Several are sent by send"),
+        (
+            type("Text", (Record,), {"__module__": "__main__"}),
+            RecordError,
+            r"not __main__\.Text\. It was declared with test_records\.Text: is a module imported under two names",
+        ),
     ],
 )
 async def test_a_record_of_another_type_is_refused_and_nothing_is_sent(
@@ -547,6 +620,39 @@ async def test_a_record_of_another_type_is_refused_and_nothing_is_sent(
             await texts.send(Text(key="a", body="first"), make())
         async with inspecting(app) as redis:
             assert await redis.entries(texts, 0) == []
+
+
+class Anything(Record):
+    key: str
+    value: Any
+
+
+class Texts(Nameless):
+    name = "texts"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "value", "message"),
+    [
+        ({}, object(), r'record of Anything cannot be stored in stream "things": PydanticSerializationError: .*object'),
+        ({"serializer": Texts()}, 1, "TypeError: dumps of Texts must return bytes, not str"),
+    ],
+)
+async def test_a_record_that_cannot_be_serialized_is_refused_and_the_next_ones_are_sent(
+    app_name: str, redis_url: str, number: int, options: dict[str, Any], value: Any, message: str
+) -> None:
+    async with App(name=app_name, redis_url=redis_url, partition_count=1) as app:
+        things = app.stream("things", record=Anything, partition_by="key", **options)
+        bad = Anything(key="a", value=value)
+        async with asyncio.timeout(5):
+            with pytest.raises(RecordError, match=message) as raised:
+                await things.send(*[Anything(key="a", value=1)] * (number - 1), bad)
+        assert raised.value.__cause__ is not None
+        async with inspecting(app) as redis:
+            assert await redis.entries(things, 0) == []
+        if not isinstance(options.get("serializer"), Texts):
+            assert len(await things.send(Anything(key="a", value=1))) == 1
 
 
 async def test_a_record_without_a_usable_key_is_refused_and_nothing_is_sent(app_name: str, redis_url: str) -> None:

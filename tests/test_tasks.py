@@ -1,9 +1,10 @@
 """Background tasks: at startup, periodic, by the calendar; on every worker or on the leader."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -277,10 +278,10 @@ async def test_the_runs_of_a_timer_do_not_overlap_and_skip_the_ticks_they_miss(m
     assert time.monotonic() - began >= 4 * 0.08, "a run of 0.07 s takes up four ticks"
 
 
-@pytest.mark.parametrize("interval", [0, -1, float("nan")])
-def test_an_interval_must_be_positive(interval: float) -> None:
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), "10", timedelta(seconds=10)])
+def test_an_interval_must_be_a_positive_number_of_seconds(interval: Any) -> None:
     app = App(name="myapp")
-    with pytest.raises(ConfigurationError, match=r'interval of timer "never" must be above 0'):
+    with pytest.raises(ConfigurationError, match=r'interval of timer "never" must be above 0, in seconds'):
 
         @app.timer(interval=interval)
         async def never(): ...
@@ -342,6 +343,25 @@ def test_an_expression_that_is_wrong_or_never_matches_is_refused(spec: str) -> N
     with pytest.raises(ConfigurationError, match=r"is not a valid cron expression .* for example \"45 17 \* \* \*\""):
 
         @app.crontab(spec)
+        async def never(): ...
+
+
+def test_a_sixth_field_in_front_is_the_second() -> None:
+    app = App(name="myapp")
+
+    @app.crontab("*/20 45 17 * * *", timezone="Europe/Berlin")
+    async def three_times(): ...
+
+    assert next_tick(app, datetime(2020, 7, 21, 12, tzinfo=UTC)) == datetime(2020, 7, 21, 15, 45, tzinfo=UTC)
+    assert next_tick(app, datetime(2020, 7, 21, 15, 45, tzinfo=UTC)) == datetime(2020, 7, 21, 15, 45, 20, tzinfo=UTC)
+    assert next_tick(app, datetime(2020, 7, 21, 15, 45, 40, tzinfo=UTC)) == datetime(2020, 7, 22, 15, 45, tzinfo=UTC)
+
+
+def test_a_crontab_without_an_expression_is_refused() -> None:
+    app = App(name="myapp")
+    with pytest.raises(ConfigurationError, match=r'@app\.crontab needs an expression, such as "45 17'):
+
+        @app.crontab  # type: ignore[arg-type]
         async def never(): ...
 
 
@@ -436,6 +456,13 @@ def test_a_task_must_be_an_async_function() -> None:
 
         @app.task
         def plain(): ...
+
+    with pytest.raises(ConfigurationError, match=r"background task must be an async function with a name.*partial"):
+        app.task(functools.partial(asyncio.sleep, 1))
+    with pytest.raises(ConfigurationError, match=r'task "of_one" must be an async function without arguments'):
+
+        @app.task  # type: ignore[arg-type]
+        async def of_one(number): ...
 
     for decorator in (app.timer(interval=1), app.crontab("* * * * *"), app.task(on_leader=True)):
         with pytest.raises(ConfigurationError, match="must be an async function"):

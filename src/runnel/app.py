@@ -5,8 +5,9 @@ Nothing is connected when an app is made; a connection is opened when something 
 
 import asyncio
 import importlib
+import inspect
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +88,14 @@ class App:
         return self._endpoint[1]
 
     def configure(self, **settings: Any) -> None:
-        """Override settings, as command-line options do. Streams and processors keep what they were declared with.
+        """Override settings, as command-line options do. Streams and processors keep what they were declared with, and
+        connections that are open go on as they are.
+
+        Arguments:
+            **settings: any of :class:`runnel.settings.Settings` but ``name``, which is in the keys of what there is.
+
+        Example:
+            ``app.configure(log_level="debug")``
 
         Raises:
             UnknownSetting: a keyword is no setting.
@@ -127,6 +135,12 @@ class App:
             compressor: of structured records.
             on_full: ``wait``, ``raise`` or ``trim``.
             durability: ``primary``, ``replica`` or ``disk``, see :class:`runnel.settings.Settings`.
+
+        Returns:
+            The stream: send to it, and give it to :meth:`processor`.
+
+        Example:
+            ``orders = app.stream("orders", record=Order, partition_by="order_id")``
 
         Raises:
             ConfigurationError: the name is taken, or something does not fit.
@@ -186,14 +200,31 @@ class App:
             stall_timeout: seconds that a partition with events may make no progress before the log and the metrics say
                 so.
 
+        What is not given comes from the settings of the same names.
+
+        Returns:
+            What takes the function, and makes a :class:`runnel.processors.Processor` of it.
+
+        Example:
+            ::
+
+                @app.processor(orders)
+                async def printer(events):
+                    async for order in events.records():
+                        print(order.amount)
+
         Raises:
             ConfigurationError: the name is taken, or something does not fit.
         """
         if not isinstance(stream, Stream):
             raise ConfigurationError(f"@app.processor needs a stream, such as one made by app.stream; got {stream!r}.")
+        if not isinstance(middleware, Iterable):
+            raise ConfigurationError(f"@app.processor takes a list of middleware; write middleware=[{middleware!r}].")
 
         def decorate(function: Callable[[Events[R]], Awaitable[Any]]) -> Processor[R]:
-            chosen_name: str = name or function.__name__
+            if isinstance(function, Processor):  # of another stream as well: one decorator above the other
+                function = function.function
+            chosen_name: str = name or _name_of(function, "processor")
             if chosen_name in self.processors:
                 raise ConfigurationError(
                     f'The app "{self.name}" has two processors named "{chosen_name}". Positions are kept under that '
@@ -245,10 +276,13 @@ class App:
 
         Example:
             ``@app.task`` or ``@app.task(on_leader=True)``
+
+        Raises:
+            ConfigurationError: it is no async function, or its name is taken.
         """
 
         def decorate(function: Function) -> Function:
-            self._add_task(Startup(function.__name__, function, on_leader))
+            self._add_task(Startup(_name_of(function, "background task"), function, on_leader))
             return function
 
         return decorate if function is None else decorate(function)
@@ -259,10 +293,16 @@ class App:
         Arguments:
             interval: seconds between two runs. Runs do not overlap: one that takes longer skips ticks.
             on_leader: run it on the lead worker only; each tick once, also while leaders change.
+
+        Example:
+            ``@app.timer(interval=10)``
+
+        Raises:
+            ConfigurationError: the interval is not above 0, it is no async function, or its name is taken.
         """
 
         def decorate(function: Function) -> Function:
-            self._add_task(Timer(function.__name__, function, on_leader, interval))
+            self._add_task(Timer(_name_of(function, "background task"), function, on_leader, interval))
             return function
 
         return decorate
@@ -273,17 +313,24 @@ class App:
         """Declare a function that runs at times of the calendar.
 
         Arguments:
-            spec: minute, hour, day of month, month, day of week, as in ``45 17 * * *``.
+            spec: minute, hour, day of month, month, day of week, as in ``45 17 * * *``; with a sixth field in front,
+                that is the second.
             timezone: IANA name. Default: the setting ``timezone``, which is UTC.
             on_leader: run it on the lead worker only; each tick once, also while leaders change.
 
+        Example:
+            ``@app.crontab("45 17 * * *", timezone="Europe/Berlin")``
+
         Raises:
-            ConfigurationError: a bad expression or zone.
+            ConfigurationError: a bad expression or zone, it is no async function, or its name is taken.
         """
+
+        if not isinstance(spec, str):
+            raise ConfigurationError(f'@app.crontab needs an expression, such as "45 17 * * *"; got {spec!r}.')
 
         def decorate(function: Function) -> Function:
             zone = self.settings.timezone if timezone is None else str(timezone)
-            self._add_task(Crontab(function.__name__, function, on_leader, spec, zone))
+            self._add_task(Crontab(_name_of(function, "background task"), function, on_leader, spec, zone))
             return function
 
         return decorate
@@ -328,11 +375,12 @@ class App:
         return self.tracing is not None
 
     def producer(self, stream: Stream[Any]) -> Producer:
-        """What :meth:`Stream.send` sends through, on this event loop."""
+        """What :meth:`Stream.send` of ``stream`` sends through, on this event loop."""
         return self._outbox().producer(stream, b"" if self.traced else stream.codec.field)
 
     async def send_traced(self, stream: Stream[Any], items: Sequence[tuple[int, Sequence[bytes]]]) -> list[str]:
-        """Append entries, all their fields given, that carry the context of a span."""
+        """Append ``items`` to ``stream``: partitions and entries, all their fields given, that carry the context of a
+        span."""
         assert self.tracing is not None
         producer = self.producer(stream)
 
@@ -344,13 +392,16 @@ class App:
     async def send_once(
         self, stream: Stream[Any], route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
     ) -> None:
-        """Append an entry once; what :meth:`Stream.send_once` calls."""
+        """Append an entry once; arguments as :meth:`runnel.streams.Stream.send_once`, which calls this."""
         partition = route(stream.partition_count)
         with nullcontext() if self.tracing is None else self.tracing.sending(stream.name, [partition]):
             await self._outbox().send_once(stream, route, entry, origin)
 
     async def aclose(self) -> None:
-        """Send what is still to be sent, and close the connections that sending has opened on this event loop."""
+        """Send what is still to be sent, and close the connections that sending has opened on this event loop.
+
+        Who sends afterwards connects anew.
+        """
         outbox = self._outboxes.pop(asyncio.get_running_loop(), None)
         if outbox is not None:
             await outbox.close()
@@ -396,23 +447,43 @@ class App:
         return stream
 
     def sibling(self, stream: Stream[R], name: str) -> Stream[R]:
-        """The stream ``name`` with the properties of another; declared if it is not yet."""
+        """The stream ``name`` with the properties of ``stream``; declared if it is not yet."""
         if name in self.streams:
             return self.streams[name]
         return self._add_stream(name, stream.record, stream.partition_by, stream.options, sibling=True)
 
     def announce(self, announcement: Announcement) -> None:
-        """Tell the subscribers of the app's instruments."""
+        """Tell the subscribers of the app's instruments of ``announcement``."""
         self.instruments.announce(announcement)
 
     def _add_task(self, task: BackgroundTask) -> None:
-        if not asyncio.iscoroutinefunction(task.function):
+        if not inspect.iscoroutinefunction(task.function) or not _takes_nothing(task.function):
             raise ConfigurationError(f'The background task "{task.name}" must be an async function without arguments.')
         if any(other.name == task.name for other in self.tasks):
             raise ConfigurationError(
                 f'The app "{self.name}" has two background tasks named "{task.name}". Rename one of them.'
             )
         self.tasks.append(task)
+
+
+def _name_of(function: Callable[..., Any], what: str) -> str:
+    """What a function is called.
+
+    Raises:
+        ConfigurationError: it is no function, or one that has no name, such as a ``functools.partial``.
+    """
+    name: str | None = getattr(function, "__name__", None)
+    if name is None:
+        raise ConfigurationError(f"A {what} must be an async function with a name (async def ...), not {function!r}.")
+    return name
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

@@ -7,12 +7,14 @@ declaration alone, never on what is installed.
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import pydantic
 from pydantic import BaseModel
+from pydantic_core import to_json
 
-from runnel.errors import DecodeError
+from runnel.errors import ConfigurationError, DecodeError
 from runnel.interfaces import Compressor, Serializer
 
 __all__ = ["HEADER", "Codec", "Gzip", "JSONSerializer", "PrimitiveCodec", "StructuredCodec", "flat_headers"]
@@ -100,6 +102,9 @@ class StructuredCodec(Codec[R]):
     field = _DATA
 
     def __init__(self, record: type[R], serializer: Serializer, compressor: Compressor | None) -> None:
+        _check_name("serializer", serializer)
+        if compressor is not None:
+            _check_name("compressor", compressor)
         self.format = serializer.name
         known: dict[bytes, Callable[[bytes], bytes]] = {b"": bytes, Gzip.name.encode(): Gzip().decompress}
         if compressor is not None:
@@ -110,16 +115,25 @@ class StructuredCodec(Codec[R]):
     @staticmethod
     def _dumper(record: type[R], serializer: Serializer) -> Callable[[R], bytes]:
         if type(serializer) is JSONSerializer:
-            to_json: Callable[[R], bytes] = record.__pydantic_serializer__.to_json
-            return to_json
-        return lambda value: serializer.dumps(value.model_dump(mode="json"))
+            write: Callable[..., bytes] = record.__pydantic_serializer__.to_json
+            return partial(write, round_trip=True) if _is_tricky(record) else write
+
+        def dumps(value: R) -> bytes:
+            data = serializer.dumps(record.__pydantic_serializer__.to_python(value, mode="json", round_trip=True))
+            if not isinstance(data, bytes):  # what cannot be packed would block all that is sent
+                raise TypeError(f"dumps of {type(serializer).__name__} must return bytes, not {type(data).__name__}")
+            return data
+
+        return dumps
 
     @staticmethod
     def _loader(record: type[R], serializer: Serializer) -> Callable[[bytes], R]:
         if type(serializer) is JSONSerializer:
-            validate: Callable[[bytes], R] = record.__pydantic_validator__.validate_json
-            return validate
-        return lambda data: record.model_validate(serializer.loads(data))
+            read: Callable[..., R] = record.__pydantic_validator__.validate_json
+            return partial(read, by_alias=True, by_name=True) if _is_tricky(record) else read
+        # By way of JSON: a strict model takes "2020-01-01" for a date from JSON alone.
+        validate = partial(record.__pydantic_validator__.validate_json, by_alias=True, by_name=True)
+        return lambda data: cast("R", validate(to_json(serializer.loads(data))))
 
     @staticmethod
     def _encoder(
@@ -189,6 +203,31 @@ class PrimitiveCodec(Codec[R]):
 
         self.encode = encode
         self.decode = decode
+
+
+def _is_tricky(record: type[BaseModel]) -> bool:
+    """Whether what pydantic writes by default may be something that it does not read: a name where it wants an alias,
+    the content of a ``Json`` field, a computed field. To ask for what it does read takes 0.3 µs more, each way.
+    """
+    left: list[Any] = [dict(record.__pydantic_core_schema__)]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            if part.get("type") == "json" or part.get("computed_fields") or "validation_alias" in part:
+                return True
+            left += part.values()
+        elif isinstance(part, list | tuple):
+            left += part
+    return False
+
+
+def _check_name(what: str, given: Serializer | Compressor) -> None:
+    name = getattr(given, "name", None)
+    if not (isinstance(name, str) and name and "\0" not in name):
+        raise ConfigurationError(
+            f"The {what} {type(given).__name__} needs a name, by which readers know what is stored: give the class an "
+            'attribute such as name = "msgpack".'
+        )
 
 
 def _primitive(value: object) -> bytes:

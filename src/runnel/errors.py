@@ -204,6 +204,6 @@ class StreamMoving(RedisUnavailable):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint like ``' Did you mean "log_level"?'``, or an empty string where nothing is near ``name``."""
+    """A hint like ``' Did you mean "log_level"?'``, or an empty string where nothing in ``known`` is near ``name``."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""

@@ -158,6 +158,9 @@ class Events(Generic[R]):
     def records(self) -> AsyncGenerator[R, None]:
         """The records of the events, one at a time.
 
+        Raises:
+            DecodeError: in the loop, if an event is no record of the stream's type.
+
         Example:
             ``async for order in events.records(): ...``
         """
@@ -171,11 +174,23 @@ class Events(Generic[R]):
 
         A list is acknowledged as a whole. It is never empty.
 
+        Arguments:
+            n: events in a list, at most.
+            within: seconds.
+
+        Returns:
+            What yields lists of :class:`Event` when it is iterated over; its ``records()`` yields lists of records.
+
+        Example:
+            ``async for orders in events.take(10, within=2).records(): ...``
+
         Raises:
-            ValueError: ``n`` is below 1, or ``within`` is negative.
+            ValueError: ``n`` is no whole number from 1 on, or ``within`` no number of seconds from 0 on.
         """
-        if n < 1 or within < 0:
-            raise ValueError(f"take(n, within) needs n >= 1 and within >= 0 seconds, not take({n}, within={within})")
+        if not (isinstance(n, int) and isinstance(within, int | float) and n >= 1 and within >= 0):
+            raise ValueError(
+                f"take(n, within) needs n >= 1 and within >= 0 seconds, not take({n!r}, within={within!r})"
+            )
         return Batches(self, n, within)
 
     # For the consumer of the partition
@@ -403,7 +418,11 @@ class Batches(Generic[R]):
         return events._chain(loop, events._event_lists(loop, self._n, self._within))
 
     def records(self) -> AsyncGenerator[list[R], None]:
-        """Lists of records."""
+        """Lists of records.
+
+        Raises:
+            DecodeError: in the loop, if one of the events is no record of the stream's type.
+        """
         events, loop = self._events, self._events._loop()
         if not events._middleware:
             return _track(loop, events._record_lists(loop, self._n, self._within))

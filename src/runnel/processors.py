@@ -9,6 +9,7 @@ from runnel.constants import ExceptionPolicy
 from runnel.errors import ConfigurationError
 from runnel.events import Events
 from runnel.interfaces import Middleware
+from runnel.middleware import DeadLetterMiddleware
 from runnel.records import Record
 from runnel.streams import Stream
 
@@ -53,9 +54,9 @@ class Processor(Generic[R]):
         """Refuse what cannot run.
 
         Raises:
-            ConfigurationError: the function is no coroutine function, or a middleware is none.
+            ConfigurationError: the function is no coroutine function over events, or a middleware is none.
         """
-        if inspect.isasyncgenfunction(self.function) or not inspect.iscoroutinefunction(self.function):
+        if not _is_one(self.function):
             raise ConfigurationError(
                 f'The processor "{self.name}" must be an async function that takes the events and yields nothing: '
                 f"async def {self.name}(events): ..."
@@ -71,6 +72,21 @@ class Processor(Generic[R]):
                     f'The middleware {middleware!r} of processor "{self.name}" needs a method `handler` that is an '
                     "async generator: async def handler(self, parent, **kwargs)."
                 )
+            if isinstance(middleware, DeadLetterMiddleware) and middleware.source is not self.stream:
+                raise ConfigurationError(
+                    f'The processor "{self.name}" of stream "{self.stream.name}" has a DeadLetterMiddleware of stream '
+                    f'"{middleware.source.name}". Give it one of its own: DeadLetterMiddleware(source=...).'
+                )
 
     def __call__(self, events: Events[R]) -> Awaitable[Any]:
         return self.function(events)
+
+
+def _is_one(function: Callable[..., Any]) -> bool:
+    if inspect.isasyncgenfunction(function) or not inspect.iscoroutinefunction(function):
+        return False
+    try:
+        inspect.signature(function).bind("the events")
+    except TypeError:
+        return False
+    return True

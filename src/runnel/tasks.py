@@ -69,8 +69,10 @@ class Timer(BackgroundTask):
         Raises:
             ConfigurationError: it is not.
         """
-        if not self.interval > 0:
-            raise ConfigurationError(f'The interval of timer "{self.name}" must be above 0, not {self.interval!r}.')
+        if not isinstance(self.interval, int | float) or not self.interval > 0:
+            raise ConfigurationError(
+                f'The interval of timer "{self.name}" must be above 0, in seconds, not {self.interval!r}.'
+            )
 
     @property
     def schedule(self) -> str:

@@ -4,11 +4,13 @@ The answer must never change: not with the Python version, not with what is inst
 The canonical bytes of a key are therefore spelled out here and pinned by a test.
 """
 
+import sys
 from collections.abc import Callable
-from datetime import date, datetime, time
-from decimal import Decimal
+from datetime import UTC, date, datetime, time
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from enum import Enum
 from operator import index
+from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +20,9 @@ from runnel.errors import PartitionKeyError
 
 _digest = xxhash.xxh64_intdigest
 
+_EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)
+"""Rounds nothing, whatever the program has set for its own arithmetic."""
+
 __all__ = ["DEFAULT_HASHER", "canonical_bytes", "hasher_name", "partition_of", "xxh64"]
 
 
@@ -26,6 +31,8 @@ def canonical_bytes(key: object) -> bytes:
 
     ``str`` is its UTF-8, ``int`` its decimal text, ``bytes`` are themselves; ``UUID``, ``datetime``, ``date``,
     ``time`` and ``Decimal`` are their standard text; an ``Enum`` is its value; ``bool`` is ``true`` or ``false``.
+    Equal keys of one type have equal bytes, so a ``datetime`` with a zone is that of UTC, and a ``Decimal`` has no
+    zeros at its end.
 
     Raises:
         PartitionKeyError: ``key`` is ``None`` or of another type (a ``float`` for instance: equal numbers may
@@ -42,8 +49,12 @@ def canonical_bytes(key: object) -> bytes:
             return b"%d" % key
         case bytes():
             return key
-        case UUID() | Decimal():
+        case UUID():
             return str(key).encode()
+        case Decimal():
+            return str(key.normalize(_EXACT)).encode() if key else b"0"
+        case datetime() if key.utcoffset() is not None:
+            return key.astimezone(UTC).isoformat().encode()
         case datetime() | date() | time():
             return key.isoformat().encode()
         case None:
@@ -79,9 +90,18 @@ def hasher_name(hasher: Callable[[Any], int]) -> str:
     """The name under which a stream's metadata remembers its hasher."""
     if hasher is xxh64:
         return "xxh64"
-    return (
-        f"{hasher.__module__}.{hasher.__qualname__}" if hasattr(hasher, "__qualname__") else type(hasher).__qualname__
-    )
+    if not hasattr(hasher, "__qualname__"):
+        return type(hasher).__qualname__
+    return f"{_module_of(hasher)}.{hasher.__qualname__}"
+
+
+def _module_of(hasher: Callable[[Any], int]) -> str:
+    """The module of a function, by the name under which a worker imports it when it is run as a script here."""
+    if hasher.__module__ != "__main__":
+        return hasher.__module__
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec is not None else PurePath(file or "__main__").stem
 
 
 def partition_of(key: object, partition_count: int, hasher: Callable[[Any], int] = DEFAULT_HASHER) -> int:

@@ -31,7 +31,8 @@ def check_crontab(spec: str, timezone: str) -> tzinfo:
     except (CronSimError, StopIteration) as error:
         raise ConfigurationError(
             f'"{spec}" is not a valid cron expression ({error or "it never matches"}). It has five fields: minute, '
-            'hour, day of month, month, day of week; for example "45 17 * * *" for 17:45 every day.'
+            'hour, day of month, month, day of week; for example "45 17 * * *" for 17:45 every day. A sixth one in '
+            "front of them is the second."
         ) from error
     try:
         return ZoneInfo(timezone)

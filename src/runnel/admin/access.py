@@ -31,6 +31,8 @@ def processor_of(app: App, name: str) -> Processor[Any]:
     Raises:
         UnknownProcessor: the app has none.
     """
+    if not isinstance(name, str):
+        raise UnknownProcessor(f'A processor is given by its name, such as "printer", not as a {type(name).__name__}.')
     if name not in app.processors:
         known = ", ".join(app.processors) or "none"
         raise UnknownProcessor(

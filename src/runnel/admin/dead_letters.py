@@ -106,6 +106,10 @@ async def replay_dead_letters(app: App, plans: Sequence[Plan]) -> int:
     Each is appended once, also if this is interrupted and done again (within a week), and then removed from the dead
     letters. It comes after everything that was sent meanwhile, later events of its own key included.
 
+    Arguments:
+        app: the app.
+        plans: what :func:`plan_replay` has found; any part of it.
+
     Returns:
         How many were moved. Those with an obstacle stay.
 
@@ -134,7 +138,14 @@ async def replay_dead_letters(app: App, plans: Sequence[Plan]) -> int:
 
 
 async def purge_dead_letters(app: App, plans: Sequence[Plan]) -> int:
-    """Remove letters for good. Returns how many were removed. Those with an obstacle stay.
+    """Remove letters for good.
+
+    Arguments:
+        app: the app.
+        plans: what :func:`plan_purge` has found; any part of it.
+
+    Returns:
+        How many were removed. Those with an obstacle stay.
 
     Raises:
         RedisUnavailable: Redis cannot be reached. Repeat it.

@@ -70,6 +70,10 @@ async def plan_deletion(app: App, processor: str) -> Deletion:
 async def delete_processor(app: App, deletion: Deletion) -> None:
     """Forget a processor. Events stay where they are; they may be trimmed without regard for it.
 
+    Arguments:
+        app: the app.
+        deletion: what :func:`plan_deletion` has found.
+
     Raises:
         ProcessorInUse: workers run it; nothing was changed.
         RedisUnavailable: Redis cannot be reached. Repeat it: it can be done twice.

@@ -40,7 +40,15 @@ class PartitionDescription:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDescription:
-    """One generation of a stream: how it is divided, and whether producers append to it."""
+    """One generation of a stream: how it is divided, and whether producers append to it.
+
+    Attributes:
+        generation: its number; 0 for the first.
+        partition_count: of its partitions.
+        slot_groups: over how many they are spread.
+        in_use: whether producers append to it.
+        partitions: in the order of their numbers.
+    """
 
     generation: int
     partition_count: int
@@ -74,6 +82,10 @@ class Description:
 
 async def describe_stream(app: App, stream: Stream[Any]) -> Description:
     """How a stream is laid out. Changes nothing.
+
+    Arguments:
+        app: the app.
+        stream: one of its streams.
 
     Raises:
         UnusedStream: nothing was ever sent to it, and no worker has run.

@@ -12,8 +12,13 @@ __all__ = ["Losses", "acknowledge_losses"]
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What was counted in a partition: events that were removed before they were processed, and how often Redis had
-    lost what was processed."""
+    """What was counted in a partition.
+
+    Attributes:
+        partition: its number.
+        lost: events that were removed before they were processed.
+        rollbacks: how often Redis had lost what was processed.
+    """
 
     partition: int
     lost: int

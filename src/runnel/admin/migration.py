@@ -125,6 +125,11 @@ async def begin_migration(app: App, stream: Stream[Any], migration: Migration) -
 
     It may be interrupted at any point, and done again; two at once do what one does.
 
+    Arguments:
+        app: the app.
+        stream: what to divide.
+        migration: what :func:`plan_migration` has found.
+
     Raises:
         MigrationConflict: somebody has begun to divide it in another way.
         RedisUnavailable: Redis cannot be reached. Repeat it.
@@ -141,9 +146,14 @@ async def begin_migration(app: App, stream: Stream[Any], migration: Migration) -
 
 
 async def watch_migration(app: App, stream: Stream[Any]) -> AsyncIterator[tuple[Remaining, ...]]:
-    """What is left to process before the generation in use, again and again; the last time, nothing.
+    """What is left to process before the generation in use, every half second; the last time, nothing.
+
+    Arguments:
+        app: the app.
+        stream: what was divided anew.
 
     Raises:
+        UnusedStream: it was never used.
         RedisUnavailable: Redis cannot be reached. Call it again to go on.
     """
     async with connected(app) as link:
@@ -159,10 +169,15 @@ async def watch_migration(app: App, stream: Stream[Any]) -> AsyncIterator[tuple[
 async def purge_generations(app: App, stream: Stream[Any]) -> list[Generation]:
     """Remove the logs of earlier generations that every registered processor has processed.
 
+    Arguments:
+        app: the app.
+        stream: what was divided anew.
+
     Returns:
         Those that were removed.
 
     Raises:
+        UnusedStream: it was never used.
         RedisUnavailable: Redis cannot be reached. Repeat it.
     """
     purged = []

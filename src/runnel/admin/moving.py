@@ -55,7 +55,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How far a move is: a phrase, such as ``waiting for 2 workers``."""
+    """How far a move is.
+
+    Attributes:
+        stream: name of the stream that is moved.
+        step: a phrase, such as ``waiting for 2 workers``.
+    """
 
     stream: str
     step: str
@@ -63,6 +68,11 @@ class Moved:
 
 async def plan_move(app: App, stream: Stream[Any], to: str) -> list[Move]:
     """What :func:`move_stream` would move: the stream, and those for its dead letters. Changes nothing.
+
+    Arguments:
+        app: the app, with the address of the server where the stream is.
+        stream: what to move.
+        to: address of the other server, written as ``redis_url``.
 
     Raises:
         UnusedStream: nothing is stored of it.
@@ -91,6 +101,14 @@ async def move_stream(app: App, stream: Stream[Any], to: str) -> AsyncIterator[M
     5. Let the stream be used there. Here, producers and workers that come get the error ``StreamMoved``.
 
     It may be interrupted at any point, and done again: it goes on behind what is there.
+
+    Arguments:
+        app: the app, with the address of the server where the stream is.
+        stream: what to move.
+        to: address of the other server, written as ``redis_url``.
+
+    Yields:
+        Each step when it is done, or what is waited for.
 
     Raises:
         MigrationConflict: it is being moved somewhere else already.

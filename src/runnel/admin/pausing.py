@@ -19,6 +19,10 @@ async def pause_processor(app: App, processor: str) -> bool:
     Running owners finish and commit the event in progress, keep their partitions, and hand out nothing more. Workers
     that start later do not begin.
 
+    Arguments:
+        app: the app.
+        processor: name of the processor.
+
     Returns:
         False if it was paused before; nothing was changed.
 
@@ -38,6 +42,10 @@ async def pause_processor(app: App, processor: str) -> bool:
 
 async def resume_processor(app: App, processor: str) -> bool:
     """Let a paused processor go on, each partition from its position. Quarantines stay.
+
+    Arguments:
+        app: the app.
+        processor: name of the processor.
 
     Returns:
         False if it was not paused.

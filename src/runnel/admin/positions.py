@@ -40,7 +40,11 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """So many events forwards, or backwards if negative, from where the processor is."""
+    """So many events forwards, or backwards if negative, from where the processor is.
+
+    Attributes:
+        by: the number of events per partition.
+    """
 
     by: int
 
@@ -101,6 +105,11 @@ async def plan_reset(
 
 async def apply_reset(app: App, processor: str, resets: Sequence[Reset]) -> None:
     """Move the positions. Running owners finish the event in progress and go on from there, without a restart.
+
+    Arguments:
+        app: the app.
+        processor: name of the processor.
+        resets: what :func:`plan_reset` has found; any part of it.
 
     Raises:
         UnknownProcessor: the app has none of that name.

@@ -50,8 +50,14 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What became of a quarantined partition: the ids that are dead letters of ``sink`` now, and those that had been
-    removed from the log, so that nothing of them is left."""
+    """What became of a quarantined partition.
+
+    Attributes:
+        partition: its number.
+        sink: name of the stream where the dead letters are.
+        events: ids of the events that are dead letters there now.
+        missing: ids of those that had been removed from the log, so that nothing of them is left.
+    """
 
     partition: int
     sink: str
@@ -81,6 +87,10 @@ async def list_quarantines(
 
 async def failed_events(app: App, quarantine: Quarantine) -> list[Event[Any]]:
     """The events that failed, as far as they are still in the log.
+
+    Arguments:
+        app: the app.
+        quarantine: what :func:`list_quarantines` has found.
 
     Raises:
         RedisUnavailable: Redis cannot be reached.
@@ -125,6 +135,9 @@ async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -
         app: the app.
         processor: name of the processor.
         partitions: their numbers.
+
+    Returns:
+        What became of each of them.
 
     Raises:
         UnknownProcessor: the app has none of that name.

@@ -26,6 +26,9 @@ NEARLY_FULL = 0.9
 async def server_warnings(app: App) -> list[Finding]:
     """What a worker should say about its server when it starts: that it evicts, or that it keeps nothing.
 
+    Arguments:
+        app: the app.
+
     Raises:
         RedisUnavailable: Redis cannot be reached.
     """

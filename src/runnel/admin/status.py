@@ -33,7 +33,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SlowEvent:
-    """An event that has been in progress for more than a second: its id, and for how many seconds."""
+    """An event that has been in progress for more than a second.
+
+    Attributes:
+        event: its id.
+        seconds: for how long.
+    """
 
     event: str
     seconds: float
@@ -41,7 +46,12 @@ class SlowEvent:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """What a partition does that has events and makes no progress, in words, and for how many seconds."""
+    """A partition that has events and makes no progress.
+
+    Attributes:
+        doing: what it does instead, in words.
+        seconds: for how long.
+    """
 
     doing: str
     seconds: float
@@ -85,7 +95,14 @@ class PartitionStatus:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """A worker's seat: ``alive``, ``leaving`` or ``silent``, seconds since its last heartbeat, what it owns."""
+    """A worker's seat in the group of a processor.
+
+    Attributes:
+        name: of the worker.
+        state: ``alive``, ``leaving`` or ``silent``.
+        silent: seconds since its last heartbeat.
+        partitions: that it owns.
+    """
 
     name: str
     state: str
@@ -95,7 +112,12 @@ class MemberStatus:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Events per second, over the time between two looks."""
+    """Events per second, over the time between two looks.
+
+    Attributes:
+        sent: appended to the stream.
+        processed: by the processor.
+    """
 
     sent: float
     processed: float
@@ -169,7 +191,15 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An app at one moment, ``at`` by the server's clock (seconds since 1970)."""
+    """An app at one moment.
+
+    Attributes:
+        app: its name.
+        server: name and version of the server.
+        at: the moment, by the server's clock, in seconds since 1970.
+        streams: of the app.
+        processors: of the app, and those that are registered on its streams besides.
+    """
 
     app: str
     server: str
@@ -203,7 +233,11 @@ async def status_of(app: App, *, over: float = 0.0) -> Status:
 
 
 async def watch_status(app: App, interval: float) -> AsyncGenerator[Status, None]:
-    """Look at an app every ``interval`` seconds, for ever; with rates from the second look on.
+    """Look at an app again and again, for ever; with rates from the second look on.
+
+    Arguments:
+        app: the app.
+        interval: seconds between two looks.
 
     Raises:
         MetadataMismatch: a stream is stored with other properties.

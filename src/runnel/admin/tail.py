@@ -80,7 +80,12 @@ async def tail_of(
 
 
 def key_of(stream: Stream[Any], event: Event[Any]) -> str | None:
-    """The partition key of an event in its canonical text; ``None`` if the event cannot be decoded."""
+    """The partition key of an event in its canonical text; ``None`` if the event cannot be decoded.
+
+    Arguments:
+        stream: that it is of.
+        event: the event.
+    """
     try:
         record = event.record
         by = stream.partition_by

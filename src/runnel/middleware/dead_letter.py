@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
 
-from runnel.errors import RecordError
+from runnel.errors import ConfigurationError, RecordError
 from runnel.events import Event, Events
 from runnel.instruments import DeadLettered
 from runnel.interfaces import Middleware
@@ -42,11 +42,22 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
     """
 
     def __init__(self, source: Stream[R], sink: Stream[R] | None = None) -> None:
+        """Arguments: see the class.
+
+        Raises:
+            ConfigurationError: one of them is no stream.
+        """
+        for stream in (source,) if sink is None else (source, sink):
+            if not isinstance(stream, Stream):
+                raise ConfigurationError(f"DeadLetterMiddleware needs a stream, made by app.stream; got {stream!r}.")
         self.source = source
         self.sink = sink if sink is not None else sink_of(source)
 
     async def handler(self, parent: AsyncGenerator[Any, None], **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Pass everything on; forward what the code above failed with."""
+        """Pass everything on; forward what the code above failed with.
+
+        As :meth:`runnel.interfaces.Middleware.handler`.
+        """
         events: Events[R] = kwargs["events"]
         async for x in parent:
             try:

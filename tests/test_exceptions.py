@@ -14,6 +14,7 @@ from runnel._redis import scripts
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel._redis.scripts import Beat
+from runnel._worker import Worker
 from runnel.errors import DecodeError
 from runnel.instruments import PartitionFailed, PartitionGained, PartitionLost, WorkerStopping
 from runnel.streams import Stream
@@ -399,6 +400,60 @@ async def test_an_error_that_the_event_loop_uses_is_a_failure_as_any_other(
         await eventually(lambda: len(seen) == 3)
     assert seen == [0, 1, 2]
     assert [type(failed.error) for failed in announced.of(PartitionFailed)] == [type(error)]
+
+
+async def test_the_end_of_something_else_during_a_drain_is_a_failure_of_the_event(
+    app_name: str, redis_url: str
+) -> None:
+    """`StopAsyncIteration` is the end of the events only if none is in progress."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    drained = asyncio.Event()
+    seen: list[int] = []
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+            if step.n == 1 and not drained.is_set():
+                await drained.wait()
+                raise StopAsyncIteration
+
+    ids = await stream.send(*steps(0, 3))
+    async with inspecting(app) as redis:
+        worker = Worker(app)
+        running_worker = asyncio.create_task(worker.run())
+        await eventually(lambda: len(seen) == 2)
+        worker.stop("test")
+        await eventually(lambda: worker.members[0].consumers[0].feed.ended)
+        drained.set()
+        assert await running_worker == 1
+        assert await redis.position(stream, "proc", 0) == ids[0]
+
+
+async def test_a_function_that_cancels_its_own_task_halts_the_worker(app_name: str, redis_url: str) -> None:
+    """A home-made time-out, say. The partition must not be left to nobody by a worker that lives."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=2)
+    stream = app.stream("steps", record=Step, partition_by="key", hasher=by_number)
+    announced = Recorder(app)
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            if step.n == 1:
+                task = asyncio.current_task()
+                assert task is not None
+                asyncio.get_running_loop().call_later(0.01, task.cancel)
+                await asyncio.Event().wait()
+
+    ids = await stream.send(*steps(0, 3))
+    async with inspecting(app) as redis:
+        status, worker = await run_to_end(app)
+        assert status == 1
+        assert isinstance(worker.failure, asyncio.CancelledError)
+        assert await redis.position(stream, "proc", 0) == ids[0]
+    (failed,) = announced.of(PartitionFailed)
+    assert (failed.partition, failed.policy) == (0, "halt")
 
 
 async def test_an_exception_that_the_function_handles_itself_is_none_of_ours(app_name: str, redis_url: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from runnel._core.lease import Lease
 from runnel._core.read_ahead import ReadAhead
 from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Endpoint, Link
+from runnel._redis.queries import MOVED, publish
+from runnel._redis.scripts import reset
 from runnel._worker import Worker
 from runnel._worker.reader import Reader
 from runnel.errors import ConfigurationError
@@ -35,6 +37,7 @@ from runnel.instruments import (
     PartitionGained,
     PartitionLost,
     PartitionReleased,
+    PartitionRewound,
 )
 from runnel.streams import Stream
 
@@ -521,3 +524,60 @@ async def test_a_lease_does_not_revive_when_a_member_that_was_evicted_is_back(ap
         await eventually(lambda: back.is_set() and len(handled) > 20_000, timeout=20)
     # The one that was in progress.
     assert handled.count((True, False)) == 1, "events were handed out under the lease of the seat that was lost"
+
+
+async def test_a_partition_that_was_moved_by_hand_and_then_lost_does_not_come_back_to_life(
+    app_name: str, redis_url: str
+) -> None:
+    """1. Somebody moves the position, so the partition is to be acquired again after the event in progress. 2. It is
+    lost. 3. The function swallows that, and ends. 4. Acquiring it now would keep it from its next owner for ever."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=1, session_timeout=1.0)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    told = Recorder(app)
+    seen: list[int] = []
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+            if seen == [0]:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+    keys = ControlKeys.of(app_name, "steps", "proc")
+    async with inspecting(app) as redis, running(app) as worker:
+        await stream.send(*(Step(key="a", n=n) for n in range(3)))
+        await eventually(lambda: seen == [0])
+        await reset(redis.link, stream.keys, "proc", 0, b"0-0", 0)
+        await publish(redis.link, keys, MOVED)
+        await eventually(lambda: told.of(PartitionRewound))
+        await redis.link.call("DEL", keys.members)
+        await eventually(lambda: seen == [0, 0, 1, 2])
+        assert worker.members[0].consumers[0].feed.done != b"0-0"
+
+
+async def test_a_rollback_is_counted_once(app_name: str, redis_url: str) -> None:
+    """Where a partition has progress and its position is to be compared at the same time."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    told = Recorder(app)
+    seen: list[int] = []
+    positions = stream.keys.positions(0, "proc")
+
+    async with inspecting(app) as redis:
+
+        @app.processor(stream)
+        async def proc(events):
+            async for step in events.records():
+                seen.append(step.n)
+                if seen == [0, 1]:
+                    feed = worker.members[0].consumers[0].feed
+                    await feed.flush(feed)
+                    await redis.link.call("HDEL", positions, 0)
+                    worker.members[0]._on_moved()
+
+        async with running(app) as worker:
+            await stream.send(*(Step(key="a", n=n) for n in range(3)))
+            await eventually(lambda: told.of(PartitionRewound) and seen[-1] == 2)
+        assert await redis.link.call("HGET", positions, "rollbacks:0") == b"1"
+    assert len(told.of(PartitionRewound)) == 1

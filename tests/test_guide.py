@@ -600,6 +600,37 @@ async def test_a_timeout_around_the_next_event_skips_nothing(app_name: str, redi
     assert seen == list(range(len(seen)))
 
 
+@pytest.mark.parametrize("form", ["records", "events", "batches"])
+async def test_what_a_run_has_left_behind_takes_no_event_from_the_next_one(
+    app_name: str, redis_url: str, form: str
+) -> None:
+    """A task that waits for the next event outlives the function that has started it."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    seen: list[int] = []
+    left: list[asyncio.Future[Any]] = []
+
+    @app.processor(stream, exception_policy=ExceptionPolicy.IGNORE, retries=1, backoff=0.01)
+    async def proc(events):
+        if not left:
+            source = events.records() if form == "records" else events if form == "events" else events.take(5, within=0)
+            left.append(asyncio.ensure_future(anext(aiter(source))))
+            await asyncio.sleep(0)
+            raise ValueError("something else has failed")
+        async for step in events.records():
+            seen.append(step.n)
+
+    async with inspecting(app) as redis:
+        async with running(app):
+            await eventually(lambda: left)
+            ids = [(await stream.send(Step(key="a", n=n)))[0] for n in range(5)]
+            await eventually(lambda: 4 in seen)
+        assert await redis.position(stream, "proc", 0) == ids[-1]
+    assert seen == [0, 1, 2, 3, 4]
+    (outcome,) = await asyncio.gather(*left, return_exceptions=True)
+    assert isinstance(outcome, StopAsyncIteration)
+
+
 async def test_events_in_progress_are_repeated_after_an_abort_and_the_others_are_not(
     app_name: str, redis_url: str
 ) -> None:

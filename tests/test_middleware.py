@@ -439,6 +439,106 @@ async def test_loops_that_time_out_do_not_pile_up(app: App, mystream: Stream[Act
     assert kept <= 2
 
 
+class Companion(Middleware):
+    """Has a task beside the events, and waits for its end: which is a cancellation."""
+
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            beside = asyncio.create_task(asyncio.Event().wait())
+            try:
+                yield x
+            except GeneratorExit:
+                beside.cancel()
+                await beside
+            finally:
+                beside.cancel()
+
+
+async def test_a_cancellation_that_a_finaliser_raises_is_a_failure_as_any_other(
+    app: App, mystream: Stream[Action]
+) -> None:
+    diary = Diary()
+    announced = Recorder(app)
+    seen: list[int] = []
+
+    @app.processor(
+        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), Companion()]
+    )
+    async def proc(events):
+        async for action in events.records():
+            seen.append(action.id)
+            if action.id == 1:
+                break
+
+    ids = await mystream.send(*actions_of(3))
+    async with running(app):
+        await eventually(lambda: 2 in seen)
+    assert seen == [0, 1, 2]
+    assert diary.lines == ["it cleans up after None"]
+    (failed,) = announced.of(PartitionFailed)
+    assert (failed.event_ids, type(failed.error)) == ((ids[1],), asyncio.CancelledError)
+
+
+class Slow(Middleware):
+    """Takes longer than the function wants to wait, the first time."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.slow = True
+
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            if self.step == "before":
+                await self.wait()
+            yield x
+            if self.step == "after":
+                await self.wait()
+
+    async def wait(self) -> None:
+        if self.slow:
+            self.slow = False
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+@pytest.mark.parametrize("form", ["records", "events", "batches"])
+async def test_a_timeout_while_middleware_is_at_work_skips_nothing_and_repeats_nothing(
+    app: App, mystream: Stream[Action], form: str, step: str
+) -> None:
+    seen: list[int] = []
+    timeouts = 0
+
+    def source(events: Any) -> Any:
+        if form == "records":
+            return events.records()
+        return aiter(events) if form == "events" else aiter(events.take(1, within=0))
+
+    def n_of(x: Any) -> int:
+        return x.id if isinstance(x, Action) else x.record.id
+
+    @app.processor(mystream, middleware=[Slow(step), Noop()])
+    async def proc(events):
+        nonlocal timeouts
+        iterator = source(events)
+        while True:
+            try:
+                async with asyncio.timeout(0.05):
+                    x = await anext(iterator)
+            except TimeoutError:
+                timeouts += 1
+                iterator = source(events)
+            except StopAsyncIteration:
+                return
+            else:
+                seen.extend(n_of(y) for y in (x if isinstance(x, list) else [x]))
+
+    await mystream.send(*actions_of(3))
+    async with running(app):
+        await eventually(lambda: 2 in seen)
+    assert timeouts
+    assert seen == [0, 1, 2]
+
+
 def test_middleware_must_have_a_handler_that_is_an_async_generator(app: App, mystream: Stream[Action]) -> None:
     class NotOne(Middleware):
         async def handler(self, parent, **kwargs):

@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import random
+import time
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel.errors import RecordError, RedisUnavailable, StreamFull
 from runnel.instruments import LossDetected, SequenceGap
+from runnel.interfaces import Serializer
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -360,6 +363,61 @@ async def test_a_full_partition_does_not_hold_up_the_others(app_name: str, redis
     with pytest.raises(StreamFull, match="Partition 0 "):
         await waiting
     await app.aclose()
+
+
+class Odd(Serializer):
+    """Returns what cannot be sent, now and then."""
+
+    name = "odd"
+
+    def dumps(self, value: Any) -> Any:
+        return bytearray(b"7") if value["n"] == 7 else str(value["n"]).encode()
+
+    def loads(self, data: bytes) -> Any:
+        return {"key": "a", "n": int(data)}
+
+
+async def test_what_cannot_be_sent_is_refused_and_holds_up_nobody(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key", serializer=Odd())
+    await stream.send(Step(key="a", n=0))
+    async with asyncio.timeout(5):
+        with pytest.raises(RecordError):
+            await stream.send(Step(key="a", n=7))
+        await stream.send(Step(key="a", n=1))
+    assert await numbers(app, stream) == [0, 1]
+    await app.aclose()
+
+
+async def test_who_sends_while_a_partition_is_full_is_not_cancelled(app_name: str, redis_url: str) -> None:
+    """1. An append waits for room, over the first connection. 2. Somebody else sends many at once, to the same
+    partition: the second connection is free, and has nothing to do before the time for the next attempt has come. 3. It
+    waits for that, from within the call: by `asyncio.timeout`, it was the caller who was cancelled then."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=2, partition_size=600, on_full_timeout=1.0)
+    stream = app.stream("steps", record=Mixed, partition_by="key", hasher=lambda key: key)
+
+    @app.processor(stream)
+    async def proc(events):
+        async for _ in events.records():
+            pass
+
+    async with inspecting(app) as redis, running(app):
+        await eventually(lambda: redis.link.call("SISMEMBER", stream.keys.registered(0), "proc"))
+    for _ in range(2):  # over both connections
+        await stream.send(*(Mixed(key=n % 2, n=n) for n in range(600)))
+    producer = stream._producer
+    assert producer is not None
+
+    async def send() -> list[str]:
+        return await stream.send(*(Mixed(key=0, n=n) for n in range(600)))
+
+    first = asyncio.create_task(send())
+    await eventually(lambda: producer._lanes[0].retry_at > time.monotonic() + 0.05)
+    second = asyncio.create_task(send())
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StreamFull] * 2
+    async with asyncio.timeout(5):
+        await app.aclose()
 
 
 async def test_trim_drops_the_oldest_and_the_loss_is_announced(app_name: str, redis_url: str) -> None:

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,13 +13,18 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from harness import Recorder, eventually, inspecting, running
-from runnel import App
+from runnel import App, Record
 from runnel._redis.keys import task_ticks
 from runnel._worker import background
 from runnel.errors import ConfigurationError
 from runnel.instruments import MemberJoined, TaskFailed
+from runnel.server import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
+
+
+class Note(Record):
+    text: str
 
 
 @pytest.fixture
@@ -106,6 +112,66 @@ async def test_a_task_that_fails_is_announced_and_stops_nothing(make: Callable[.
     failed = [(a.task, str(a.error)) for a in announced.of(TaskFailed)]
     assert failed.count(("bad", "no")) == 1
     assert failed.count(("bad_timer", "not now")) == len(ran)
+
+
+async def test_a_cancellation_that_a_task_raises_itself_is_a_failure_as_any_other(make: Callable[..., App]) -> None:
+    app = make()
+    announced = Recorder(app)
+    ran: list[str] = []
+
+    @app.timer(interval=0.02)
+    async def timer():
+        ran.append("timer")
+        waits_for = asyncio.create_task(asyncio.Event().wait())
+        waits_for.cancel()
+        await waits_for
+
+    async with running(app):
+        await eventually(lambda: len(ran) >= 3)
+    assert [type(a.error) for a in announced.of(TaskFailed)] == [asyncio.CancelledError] * len(ran)
+
+
+async def test_an_abort_does_not_wait_for_a_timer_at_work(make: Callable[..., App]) -> None:
+    app = make(grace_period=30.0)
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @app.timer(interval=0.02)
+    async def timer():
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with running(app) as worker:
+        await began.wait()
+        worker.stop("test")
+        await eventually(lambda: worker.stopping)
+        worker.abort()
+        await eventually(ended.is_set, timeout=5)
+
+
+async def test_an_abort_does_not_wait_for_what_cannot_be_sent(app_name: str, server_binary: str | Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as server:
+        app = App(name=app_name, redis_url=server.url, send_timeout=60.0)
+        stream = app.stream("notes", record=Note, partition_by="text")
+        sending: list[asyncio.Future[list[str]]] = []
+        began = asyncio.Event()
+
+        @app.task
+        async def on_startup():
+            await stream.send(Note(text="a"))
+            server.kill()
+            sending.append(asyncio.ensure_future(stream.send(Note(text="b"))))
+            began.set()
+
+        async with running(app) as worker:
+            await began.wait()
+            worker.stop("test")
+            await eventually(lambda: worker._heartbeats is None)  # nothing is left but to send
+            worker.abort()
+        sending[0].cancel()
+        await app.aclose()
 
 
 # On the leader

@@ -2,17 +2,18 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import Recorder, eventually, run_to_end, running
+from harness import Recorder, eventually, inspecting, run_to_end, running
 from runnel import App, ExceptionPolicy, Record
 from runnel._core.stalls import Stalls
 from runnel._worker import committer, heartbeats, member, reader
 from runnel.admin import Stall, examine, status_of
-from runnel.instruments import PartitionFailed, PartitionRecovered, PartitionStalled, TaskFailed
+from runnel.instruments import PartitionFailed, PartitionLost, PartitionRecovered, PartitionStalled, TaskFailed
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -154,6 +155,33 @@ async def test_it_is_told_while_a_handler_blocks_the_event_loop(app_name: str, r
     await app.aclose()
     [(began, ended)] = blocked
     assert began < told[0] < ended
+
+
+async def test_a_partition_that_waits_for_its_last_function_to_end_is_told(app_name: str, redis_url: str) -> None:
+    """A function that swallows the loss of its partition keeps it from the next one, of the same worker."""
+    app = App(name=app_name, redis_url=redis_url, partition_count=1, stall_timeout=0.4)
+    stream = app.stream("steps", record=Step, partition_by="n")
+    announced = Recorder(app)
+    seen: list[int] = []
+    gate = asyncio.Event()
+
+    @app.processor(stream)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+            while not gate.is_set():
+                with suppress(asyncio.CancelledError):
+                    await gate.wait()
+
+    async with inspecting(app) as redis, running(app):
+        await stream.send(Step(n=0), Step(n=1))
+        await eventually(lambda: seen)
+        await redis.link.call("DEL", stream.keys.control("proc").members)
+        await eventually(lambda: announced.of(PartitionLost))
+        why = "the function that has lost it does not end"
+        await eventually(lambda: any(stalled.doing == why for stalled in announced.of(PartitionStalled)))
+        gate.set()
+        await eventually(lambda: seen == [0, 0, 1])
 
 
 @pytest.mark.parametrize(

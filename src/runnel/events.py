@@ -5,8 +5,10 @@ generator. Everything rare (nothing buffered, lease ended, drain, another partit
 comparison with ``Feed.check_at``.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from types import AsyncGeneratorType
 from typing import Any, Generic, TypeVar
 
 from runnel._core.meters import Meter, Stopwatch
@@ -125,6 +127,8 @@ class Events(Generic[R]):
         self._middleware = middleware
         self._commit_each = commit_each
         self._held: RawEntry | tuple[RawEntry, ...] | None = None
+        self._taken: RawEntry | tuple[RawEntry, ...] | None = None  # what the function has seen, behind middleware
+        self._filling: list[RawEntry] = []
         self._loops: list[_Loop] = []
         self._current: _Loop | None = None
         self._asked = False
@@ -251,7 +255,13 @@ class Events(Generic[R]):
         if (self.failure is not None or self.abandoned) and self._watch is not None and self._watch.mark:
             self._watch.fail(self._feed.done, _monotonic(), self._feed.processed)
         loops, self._loops, self._current = self._loops, [], None
-        await _finish([generator for loop in loops for generator in loop])
+        generators = [generator for loop in loops for generator in loop]
+        self._give_back(self._filling)
+        idle = [generator for generator in generators if not _is_running(generator)]
+        if len(idle) < len(generators):
+            # A task that the function has left behind waits for an event. It gets none: see where loops are compared.
+            self._recover()
+        await _finish(idle)
 
     def restart(self) -> None:
         """Forget what is handed out and not acknowledged, before the function is started again."""
@@ -281,7 +291,29 @@ class Events(Generic[R]):
         _track(loop, source)
         for middleware in self._middleware:
             source = _track(loop, middleware.handler(source, events=self))
-        return source
+        return _track(loop, self._outermost(source)) if self._middleware else source
+
+    async def _outermost(self, parent: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Behind all middleware: know what the function has seen."""
+        try:
+            async for x in parent:
+                self._taken = self._held
+                yield x
+        except asyncio.CancelledError:
+            if _cancelled():
+                self._recover()  # somebody's time-out around the iteration, while middleware was at work
+            raise
+
+    def _recover(self) -> None:
+        """What middleware was given and the function has not seen must not be skipped."""
+        if self._middleware and self._held is not self._taken:
+            self.put_back()
+
+    def _give_back(self, batch: list[RawEntry]) -> None:
+        """What was collected for a batch and not handed out must not be skipped."""
+        if self._filling is batch:
+            self._feed.entries.extendleft(reversed(batch))
+            self._filling = []
 
     async def _begin(self, loop: _Loop) -> None:
         """A loop asks for its first event: finish the one before, if the function has left it.
@@ -293,7 +325,7 @@ class Events(Generic[R]):
         if previous is not None:
             self._loops.remove(previous)
             await _finish(previous)
-            await self._settle()
+            await self._settle(loop)
             self._end_run()
 
     async def _records(self, loop: _Loop) -> AsyncGenerator[R, None]:
@@ -312,9 +344,11 @@ class Events(Generic[R]):
                     feed.on_done(feed)
                 if self._commit_each:
                     await feed.flush(feed)
+                    if self._current is not loop:
+                        return
             while not entries or (now := clock()) >= feed.check_at:
                 self._end_run()
-                if not await feed.ready():
+                if not await feed.ready() or self._current is not loop:
                     return
             entry = entries.popleft()
             if len(entries) == feed.room:
@@ -336,9 +370,11 @@ class Events(Generic[R]):
                 feed.finish(held[0], 1)  # type: ignore[arg-type]
                 if self._commit_each:
                     await feed.flush(feed)
+                    if self._current is not loop:
+                        return
             while not feed.entries or (now := clock()) >= feed.check_at:
                 self._end_run()
-                if not await feed.ready():
+                if not await feed.ready() or self._current is not loop:
                     return
             entry = feed.entries.popleft()
             if len(feed.entries) == feed.room:
@@ -353,17 +389,17 @@ class Events(Generic[R]):
     async def _batches(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[tuple[RawEntry, ...], None]:
         feed, clock = self._feed, _monotonic
         await self._begin(loop)
-        while await self._settle():
+        while await self._settle(loop):
             feed.batch = n
             while not feed.entries:
-                if not await feed.ready():
+                if not await feed.ready() or self._current is not loop:
                     return
             # A batch that failed comes again as the same batch, whatever has arrived since.
             wanted = min(n, self._failed_size) if self.attempt > 1 and self._failed_size else n
             deadline = clock() + within
-            batch: list[RawEntry] = []
+            batch = self._filling = []
             try:
-                while True:
+                while self._current is loop:
                     buffered = len(feed.entries)
                     batch += [feed.entries.popleft() for _ in range(min(wanted - len(batch), buffered))]
                     if len(feed.entries) <= feed.room < buffered:
@@ -374,16 +410,17 @@ class Events(Generic[R]):
                     if not await feed.ready(holding=True):
                         return  # the next owner reads them again
             except BaseException:
-                # Somebody's time-out around the iteration. What was not handed out must not be skipped.
-                feed.entries.extendleft(reversed(batch))
+                self._give_back(batch)  # somebody's time-out around the iteration
                 raise
+            if self._current is not loop:
+                return
             held = tuple(batch)
-            self._held = held
+            self._held, self._filling = held, []
             self._began = clock()
             yield held
 
-    async def _settle(self) -> bool:
-        """Acknowledge what the loop has finished. True, so that it can head a loop."""
+    async def _settle(self, loop: _Loop) -> bool:
+        """Acknowledge what the loop has finished. False if another one has begun, or the function has ended."""
         held = self._held
         if held is not None:
             if isinstance(held, tuple):
@@ -393,7 +430,7 @@ class Events(Generic[R]):
                 self._feed.finish(held[0], 1)
             if self._commit_each:
                 await self._feed.flush(self._feed)
-        return True
+        return self._current is loop
 
     async def _event_lists(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[list[Event[R]], None]:
         async for batch in _track(loop, self._batches(loop, n, within)):
@@ -444,12 +481,27 @@ def _track(loop: _Loop, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[
     return generator
 
 
+def _is_running(generator: AsyncGenerator[Any, None]) -> bool:
+    """Whether somebody waits for its next value."""
+    return isinstance(generator, AsyncGeneratorType) and generator.ag_running
+
+
+def _cancelled() -> bool:
+    """Whether somebody wants the current task to end, or what it is doing now; else a cancellation is an error."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def _finish(generators: _Loop) -> None:
     """Close generators, the last one first; all of them, even if one raises."""
-    error: Exception | None = None
+    error: BaseException | None = None
     for generator in reversed(generators):
         try:
             await generator.aclose()
+        except asyncio.CancelledError as raised:
+            if _cancelled():
+                raise
+            error = error or raised  # raised by the finaliser itself
         except Exception as raised:
             error = error or raised
     if error is not None:

@@ -250,9 +250,11 @@ class Producer:
                 retries = [lane.retry_at for _, lane in self._idle()]
                 if not retries:
                     return
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(retries) - _monotonic()):
-                        await self._more.wait()
+                # Not asyncio.timeout: this may be where `begin` has got to, within a task of somebody else, and that is
+                # the one which it would cancel.
+                timer = self._loop.call_later(min(retries) - _monotonic(), self._more.set)
+                await self._more.wait()
+                timer.cancel()
         finally:
             self._fresh = 0  # whatever has ended this, the next send starts it again
 
@@ -378,7 +380,7 @@ class Producer:
                 self._instruments,
                 limit=self._limits.send_timeout,
             )
-        except RunnelError as error:
+        except Exception as error:  # also what a serializer has returned and cannot be sent: nobody must wait for ever
             # We do not know what was appended, and it may still arrive. The next sequence makes it arrive too late.
             for batch in batches:
                 lane = self._lanes[batch.partition]

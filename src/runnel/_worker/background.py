@@ -85,6 +85,11 @@ class Background:
         self._resign()
         await self._link.close()
 
+    def abort(self) -> None:
+        """Do not wait for timers and crontabs that are at work."""
+        for task in self._running:
+            task.cancel()
+
     def _on_beat(self, beat: Beat, _: Lease) -> None:
         """Leadership as a partition: 0 is granted, revoked, or lost."""
         if not beat.known:
@@ -158,5 +163,10 @@ class Background:
     async def _run(self, task: BackgroundTask) -> None:
         try:
             await task.function()
+        except asyncio.CancelledError as error:
+            me = asyncio.current_task()
+            if me is None or me.cancelling():
+                raise
+            self._instruments.announce(TaskFailed(task.name, error))  # raised by the user's own code
         except Exception as error:
             self._instruments.announce(TaskFailed(task.name, error))

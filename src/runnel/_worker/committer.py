@@ -96,7 +96,7 @@ class Committer:
         progressed, self._progressed = self._progressed, []
         feeds: list[Feed] = []
         commits: list[Commit] = []
-        for feed in progressed:
+        for feed in dict.fromkeys(progressed):  # one may be probed and have progress: a rollback would be counted twice
             feed.dirty = False
             if (feed.done != feed.committed or feed.probed) and not feed.stale:
                 feed.probed = False

@@ -141,9 +141,17 @@ class PartitionConsumer:
         return held[0] if held else ""
 
     @property
+    def at_work(self) -> bool:
+        """Whether it should make progress, if there are events. From any thread."""
+        return self.state is PartitionState.RUNNING or (self.state is PartitionState.GRANTED and not self._parked)
+
+    @property
     def doing(self) -> str:
         """What it is doing, in a phrase, for who wonders why it makes no progress. From any thread."""
         feed = self.feed
+        if self.state is PartitionState.GRANTED:
+            before = any(not task.done() for task in self._after)
+            return "the function that has lost it does not end" if before else "it is not acquired"
         if event := self.in_progress:
             return f"event {event} is in progress"
         if held := self._events.held:
@@ -254,8 +262,10 @@ class PartitionConsumer:
                 self._rewinding = False
             self._owner.reading(self.feed, False)
         except asyncio.CancelledError:
-            if not self._given_up or self.state is PartitionState.LOST:
-                return  # lost: there is nothing more to do; what we held is somebody else's
+            if self.state is PartitionState.LOST:
+                return  # there is nothing more to do; what we held is somebody else's
+            if not self._given_up:
+                raise  # by the function itself, or the event loop is shut down around us: the member sees to it
         finally:
             if self._grace is not None:
                 self._grace.cancel()
@@ -272,11 +282,11 @@ class PartitionConsumer:
             )
 
     async def _acquire(self) -> bool:
-        """Take possession. False if there is nothing to process: drained before it began, or refused.
+        """Take possession. False if there is nothing to process: drained before it began, or lost, or refused.
 
         No commit of ours may reach Redis while or after the position is read: it would move it behind our back.
         """
-        if self.state is PartitionState.DRAINING:
+        if self.state in (PartitionState.DRAINING, PartitionState.LOST):  # lost, and the function has swallowed that
             return False
         feed, name = self.feed, self._processor.name
         feed.stale = True
@@ -364,11 +374,12 @@ class PartitionConsumer:
                 await self._finish_middleware(FINALISERS)
                 return None
             if self.task.cancelling():
-                raise  # the event loop is shut down around us
+                raise
             failure = error  # raised by the user's own code
         except Exception as error:
-            # The end of the events, in code that calls anext() itself, is no failure.
-            failure = None if isinstance(error, StopAsyncIteration) and self.feed.ended else error
+            # The end of the events, in code that calls anext() itself, is no failure. None is in progress then.
+            at_end = self.feed.ended and not self._events.held
+            failure = None if isinstance(error, StopAsyncIteration) and at_end else error
         self._events.failure = failure
         self._events.retrying = failure is not None and self._may_retry(failure)
         return await self._finish_middleware(None) or failure
@@ -377,11 +388,13 @@ class PartitionConsumer:
         try:
             async with asyncio.timeout(seconds):
                 await self._events.close()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if self._given_up and self.state is not PartitionState.LOST:
                 self.task.uncancel()
                 return None
-            raise
+            if self.task.cancelling():
+                raise
+            return error  # raised by a finaliser itself
         except Exception as error:
             return error
         return None

@@ -286,8 +286,7 @@ class Member:
 
     def _at_work(self) -> dict[int, tuple[int, str]]:
         """Token and doing of each partition that should make progress. Called on the heartbeat thread."""
-        consumers = tuple(self._consumers.values())
-        return {c.feed.partition: (c.feed.token, c.doing) for c in consumers if c.state is PartitionState.RUNNING}
+        return {c.feed.partition: (c.feed.token, c.doing) for c in tuple(self._consumers.values()) if c.at_work}
 
     def _on_moved(self) -> None:
         for consumer in self._consumers.values():
@@ -321,9 +320,10 @@ class Member:
         if self._consumers.get(partition) is consumer:
             del self._consumers[partition]
         self._ending.get(partition, set()).discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = _cancellation(consumer) if task.cancelled() else task.exception()
+        if error is not None:
             self.announce(PartitionFailed(self.processor.name, partition, (), "halt", error))
-            self._halt(self.processor.name, error)  # a bug of ours: better to stop than to go on without a partition
+            self._halt(self.processor.name, error)  # better to stop than to go on without a partition
 
     async def _measure(self) -> None:
         """Have counted what idle partitions have processed last; busy ones see to that themselves."""
@@ -439,3 +439,10 @@ class Member:
         consumer = self._consumers.get(feed.partition)
         if consumer is not None and consumer.feed is feed:
             consumer.lose(reason)
+
+
+def _cancellation(consumer: PartitionConsumer) -> BaseException | None:
+    """What to say of a consumer whose task was cancelled; nothing if that was us, because its partition was lost."""
+    if consumer.state is PartitionState.LOST:
+        return None
+    return asyncio.CancelledError("the task of the processor's function was cancelled, and not by the worker")

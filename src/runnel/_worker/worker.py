@@ -169,16 +169,20 @@ class Worker:
         abort = asyncio.create_task(self._aborted.wait())
         await asyncio.wait([drain, abort], return_when=asyncio.FIRST_COMPLETED)
         if self._aborted.is_set():
+            background.abort()
             for member in self.members:
                 member.abort()
         await drain
-        abort.cancel()
         self._heartbeats = None
         await heartbeats.stop()  # 4
         for member in self.members:
             await member.close()
         if not self._aborted.is_set():
-            await app.aclose()  # 5
+            closing = asyncio.create_task(app.aclose())  # 5
+            await asyncio.wait([closing, abort], return_when=asyncio.FIRST_COMPLETED)
+            closing.cancel()  # aborted meanwhile, or it has ended
+            await asyncio.gather(closing, return_exceptions=self._aborted.is_set())
+        abort.cancel()
         app.instruments.announce(
             WorkerStopped(
                 self.name,

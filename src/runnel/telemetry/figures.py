@@ -179,14 +179,14 @@ class Figures:
             quarantined = sum(consumer.quarantined for consumer in parked)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
-                "runnel_partitions": member.processor.stream.partition_count,
+                "runnel_partitions": member.generation.partition_count,
                 "runnel_partitions_owned": len(owned),
                 "runnel_partitions_quarantined": quarantined,
                 "runnel_partitions_paused": len(parked) - quarantined,
                 "runnel_partitions_stalled": len(member.stalled),
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),
-                "runnel_buffer_capacity_events": 2 * member.processor.prefetch_count * len(owned),
+                "runnel_buffer_capacity_events": sum(consumer.feed.capacity for consumer in owned),
                 "runnel_commits_total": member.commits,
                 "runnel_rebalances_total": member.rebalances,
             }

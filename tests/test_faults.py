@@ -63,7 +63,11 @@ async def test_a_worker_that_commits_before_its_handler_is_found(
 def test_wrong_words_are_told_before_anything_is_made(words: list[str], says: str, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "faults", "--directory", tmp_path / "journals", *words],
-        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": PATIENCE, "check": False},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert ended.returncode == 2
     assert says in ended.stderr

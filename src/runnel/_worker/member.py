@@ -73,7 +73,7 @@ class Member:
         holder: the seat, shared with the heartbeat thread.
         processed: events acknowledged in partitions that are not ours any more.
         released: partitions handed back.
-        rebalances: assignments that this member has seen.
+        rebalances: changes of the assignment that this member has seen, pauses included.
         meter: measures the processing, if it is to be measured.
     """
 

@@ -66,7 +66,7 @@ METRICS = {
         Metric("runnel_handler_seconds", "histogram", _BY_PROCESSOR, "Time for an event or batch in the processor."),
         Metric("runnel_end_to_end_seconds", "histogram", _BY_PROCESSOR, "Time from appending to processed, by event."),
         Metric("runnel_commits_total", "counter", _BY_PROCESSOR, "Positions written to Redis."),
-        Metric("runnel_rebalances_total", "counter", _BY_PROCESSOR, "Assignments of partitions that were seen."),
+        Metric("runnel_rebalances_total", "counter", _BY_PROCESSOR, "Changes of the assignment that were seen."),
         Metric("runnel_partitions_gained_total", "counter", _BY_PROCESSOR, "Partitions taken over."),
         Metric("runnel_partitions_released_total", "counter", _BY_PROCESSOR, "Partitions handed back in good order."),
         Metric("runnel_partitions_lost_total", "counter", _BY_PROCESSOR, "Partitions taken away from the worker."),

@@ -30,6 +30,9 @@ LIBFAKETIME = (
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
 
+ANSWER_WITHIN = 20.0
+"""Seconds that the servers have to say what they hold, where a play was broken off."""
+
 
 @dataclass
 class Outcome:
@@ -127,7 +130,7 @@ async def perform(
 async def _what_is_known(stage: Stage) -> History:
     """Everything; or, where no server answers, what the processes have written down."""
     try:
-        return await asyncio.wait_for(stage.history(), 20)
+        return await asyncio.wait_for(stage.history(), ANSWER_WITHIN)
     except (Broken, TimeoutError):
         return stage.recorded()
 

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults import run
+from faults.history import History
 from faults.leak import rows_of
 from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
+from faults.plays.play import Play, Scene
 from faults.run import perform
+from faults.stage import Broken
+from faults.violation import Violation
 
 from program import PATIENCE, Running, until
 
@@ -90,6 +95,27 @@ def test_who_is_interrupted_ends_what_it_has_started(
     assert "Interrupted" in playing.stdout
     assert "Traceback" not in playing.stderr
     assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+async def test_a_play_that_is_broken_off_leaves_an_account_even_if_no_server_answers(
+    server_binary: str | Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(scene: Scene) -> None:
+        scene.stage.kill(scene.one())
+        scene.stage.place.stop()
+        raise Broken("that did not come about")
+
+    def judge(history: History, scene: Scene) -> list[Violation]:
+        raise AssertionError("there is nothing to judge")
+
+    monkeypatch.setattr(run, "ANSWER_WITHIN", 0.5)
+    play = Play("F0", "broken off", act, judge, workers=1, producers=(("synthetic", 200.0),))
+    outcome = await perform(play, 1, tmp_path, binary=server_binary)
+    assert "broken" in {violation.check for violation in outcome.violations}
+    assert "that did not come about" in (tmp_path / "account.txt").read_text()
+    assert [item["kind"] for item in json.loads((tmp_path / "schedule.json").read_text())] == ["kill"]
 
 
 def descendants(pid: int) -> list[int]:

@@ -6,7 +6,7 @@ from faults.history import Acquire, Effect
 from faults.known import ROUNDED, Known
 from faults.violation import Violation
 
-__all__ = ["longest_overlap", "one_owner_acts", "only_owners_act", "tokens_fence"]
+__all__ = ["longest_overlap", "longest_standstill", "one_owner_acts", "only_owners_act", "tokens_fence"]
 
 
 def tokens_fence(known: Known) -> Iterator[Violation]:
@@ -78,6 +78,20 @@ def longest_overlap(known: Known) -> float:
     """For how long an owner that was frozen or cut off went on with an event beside its successor, in seconds."""
     pairs = (pair for effects in known.effects.values() for pair in _at_once(effects))
     return max((older.ended - newer.started for older, newer in pairs), default=0.0)
+
+
+def longest_standstill(known: Known) -> float:
+    """For how long nobody was at a partition in which an event was waiting, in seconds."""
+    longest = 0.0
+    for effects in known.effects.values():
+        busy = 0.0
+        for effect in sorted(effects, key=lambda effect: effect.started):
+            send = known.history.sends.get(effect.serial)
+            if send is not None:
+                waiting = send.invoked if send.ended is None else send.ended
+                longest = max(longest, effect.started - max(busy, waiting))
+            busy = max(busy, effect.ended)
+    return longest
 
 
 def _at_once(effects: list[Effect]) -> Iterator[tuple[Effect, Effect]]:

@@ -16,7 +16,7 @@ from faults import account
 from faults.checker import Violation, check
 from faults.history import History
 from faults.known import Known
-from faults.ownership import longest_overlap
+from faults.ownership import longest_overlap, longest_standstill
 from faults.places import OneServer, Place
 from faults.plays import Play, Scene
 from faults.records import PARTITIONS
@@ -176,6 +176,7 @@ def leftovers(scene: Scene) -> list[Violation]:
 
 
 def _facts(history: History) -> dict[str, float]:
+    known = Known(history)
     outcomes = Counter(send.outcome for send in history.sends.values())
     results = Counter(effect.result for effect in history.effects)
     distinct = len({effect.serial for effect in history.effects if effect.result == "done"})
@@ -193,7 +194,8 @@ def _facts(history: History) -> dict[str, float]:
             or (note.name == "PartitionRewound" and note.fields["reason"] != "reset")
             for note in history.notes
         ),
-        "overlap": longest_overlap(Known(history)),
+        "overlap": longest_overlap(known),
+        "stood still": longest_standstill(known),
     }
 
 

@@ -8,7 +8,7 @@ from faults import account
 from faults.checker import check
 from faults.history import Acquire, Commit, Disturbance, Effect, Entry, History, Letter, Look, Note, Send
 from faults.known import Known
-from faults.ownership import longest_overlap
+from faults.ownership import longest_overlap, longest_standstill
 from faults.violation import Violation
 
 ONE, TWO = 101, 202
@@ -302,6 +302,13 @@ def test_two_owners_at_once_are_no_wonder_where_the_old_one_was_frozen() -> None
     history.disturbances.append(Disturbance("freeze", 3.1, 5.9, ONE))
     assert check(history) == []
     assert longest_overlap(Known(history)) == pytest.approx(0.88), "but it is reported"
+
+
+def test_a_partition_stands_still_while_an_event_waits_and_nobody_is_at_one() -> None:
+    history = good()
+    assert longest_standstill(Known(history)) == pytest.approx(1.7), "from the end of the second one"
+    history.sends["p", 2].ended = 5.1
+    assert longest_standstill(Known(history)) == pytest.approx(0.9), "the first one had to wait"
 
 
 def test_one_who_was_frozen_begins_only_what_it_had_in_its_hand() -> None:

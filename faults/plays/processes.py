@@ -9,6 +9,8 @@ from statistics import median
 
 from faults.checker import Violation
 from faults.history import Acquire, Disturbance, Effect, History
+from faults.known import Known
+from faults.ownership import longest_standstill
 from faults.plays.play import Play, Scene, order
 from faults.records import PARTITIONS
 
@@ -245,6 +247,8 @@ def never_idle(history: History, scene: Scene) -> Iterable[Violation]:
     scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over worst": max(gaps)}
     if max(gaps) > IDLE:
         yield Violation("F16", f"a partition was idle for {max(gaps):.2f} s")
+    if (still := longest_standstill(Known(history))) > IDLE:
+        yield Violation("F16", f"an event waited for {still:.2f} s in a partition that nobody was at")
 
 
 def only_what_must_moves(history: History) -> Iterable[Violation]:

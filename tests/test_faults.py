@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults import run
+from faults.__main__ import main
 from faults.history import History
 from faults.leak import rows_of
 from faults.mutants import MUTANTS
@@ -65,19 +67,41 @@ async def test_a_worker_that_commits_before_its_handler_is_found(
         (["F1", "--server", "/no/such/server"], 'There is no server program "/no/such/server"'),
     ],
 )
-def test_wrong_words_are_told_before_anything_is_made(words: list[str], says: str, tmp_path: Path) -> None:
+def test_wrong_words_are_told_before_anything_is_made(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["faults", "--directory", str(tmp_path / "journals"), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "journals").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["F3"], 1, "Not played: F3"),
+        (["--mutants", "commit-first"], 1, "NOT PLAYED"),
+        (["--leak"], 1, "before it was ready"),
+        (["F3", "--directory", "/dev/null"], 2, "Name another --directory"),
+    ],
+)
+def test_a_program_that_is_no_server_and_a_place_that_is_none_are_told(
+    words: list[str], status: int, says: str, tmp_path: Path
+) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "faults", "--directory", tmp_path / "journals", *words],
+        [sys.executable, "-m", "faults", "--server", shutil.which("true") or "", "--directory", tmp_path, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert ended.returncode == 2
-    assert says in ended.stderr
+    assert ended.returncode == status
+    assert says in ended.stdout
+    assert "promises held" not in ended.stdout
     assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "journals").exists()
 
 
 @pytest.mark.processes

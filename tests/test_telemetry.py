@@ -343,6 +343,7 @@ async def test_a_worker_lives_while_its_heartbeats_are_being_started(
 
     def asked_meanwhile(heartbeats: Heartbeats) -> None:
         lives.append(worker.responds(1.0))
+        assert not worker.ready, "it has not joined"
         start(heartbeats)
         worker.stop("seen")
 

@@ -81,13 +81,13 @@ def longest_overlap(known: Known) -> float:
 
 
 def longest_standstill(known: Known) -> float:
-    """For how long nobody was at a partition in which an event was waiting, in seconds."""
+    """For how long nobody was at a partition in which an event was waiting, in seconds; once its first was begun."""
     longest = 0.0
     for effects in known.effects.values():
         busy = 0.0
         for effect in sorted(effects, key=lambda effect: effect.started):
             send = known.history.sends.get(effect.serial)
-            if send is not None:
+            if send is not None and busy:
                 waiting = send.invoked if send.ended is None else send.ended
                 longest = max(longest, effect.started - max(busy, waiting))
             busy = max(busy, effect.ended)

@@ -127,6 +127,10 @@ async def destroy(scene: Scene) -> None:
     for command in harmless:
         await stage.ask(*command)
         await stage.handled(60)
+    for key in await stage.ask("KEYS", f"{stage.steps.keys.sequences_prefix(0)}*"):
+        # Here alone, and not in a mix: an append that is being repeated then would be doubled.
+        await stage.ask("DEL", key)
+    await stage.handled(60)
     await stage.shared()
     for harm in _with_harm(scene):
         await _destroying(scene, *harm)
@@ -144,6 +148,7 @@ def _without_harm(scene: Scene) -> list[tuple[object, ...]]:
         *(("XGROUP", "DESTROY", keys.log(p), "record") for p in scene.rng.sample(range(PARTITIONS), 3)),
         *(("DEL", key) for key in (stage.control.group, stage.control.members, stage.control.targets)),
         ("DEL", stage.control.owners),
+        ("DEL", stage.control.slow),
         ("DEL", keys.metadata),
         ("DEL", keys.registered(0)),
     ]

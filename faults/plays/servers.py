@@ -110,9 +110,13 @@ async def fill_memory(scene: Scene) -> None:
 def producers_had_to_wait(history: History, scene: Scene) -> Iterable[Violation]:
     """Nothing moves, nothing is repeated; and there was no memory indeed: sends had to wait."""
     yield from nothing_moves(history, scene)
-    waits = [note.at for note in history.notes if note.name == "RedisLost" and note.fields["role"] == "send"]
+    waits = [
+        (note.at - note.fields.get("seconds", 0.0), note.at)
+        for note in history.notes
+        if note.name in ("RedisLost", "RedisRecovered") and note.fields["role"] == "send"
+    ]
     for d in history.disturbances:
-        if d.kind == "memory" and not any(d.started <= at <= d.ended for at in waits):
+        if d.kind == "memory" and not any(since <= d.ended and until >= d.started for since, until in waits):
             yield Violation("F14", "no send had to wait; that is not what was played", d.started)
 
 

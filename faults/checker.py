@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 
 from faults.history import Acquire, Commit, Effect, EntryId, History, Send, Serial
 from faults.known import Known
-from faults.positions import commits_form_a_chain, positions_only_grow, rollbacks_are_told
+from faults.ownership import one_owner_acts, only_owners_act, tokens_fence
+from faults.positions import (
+    commits_form_a_chain,
+    positions_follow_the_handlers,
+    positions_only_grow,
+    rollbacks_are_told,
+)
 from faults.violation import Violation
 
 __all__ = ["CHECKS", "Violation", "check"]
@@ -33,7 +39,14 @@ def check(history: History) -> list[Violation]:
 
 
 def nothing_is_lost(known: Known) -> Iterator[Violation]:
-    """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail."""
+    """C1: what a producer was told is sent was handled, or its loss by the server was reported and is a tail.
+
+    And what the log has was handled, whatever its producer was told.
+    """
+    for entry in known.history.log:
+        sent = known.history.sends.get(entry.serial)
+        if entry.serial not in known.handled and (sent is None or sent.outcome != "O"):
+            yield Violation("C1", f"{entry} was not handled", known.when(entry), entry.partition)
     missing: dict[int, list[Send]] = defaultdict(list)
     for send in known.history.sends.values():
         if send.outcome == "O" and send.serial not in known.handled:
@@ -64,12 +77,16 @@ def _unexcused(known: Known, send: Send, partition: int) -> str:
     if (d := known.deleted(send, partition)) is not None:
         return "" if known.reported(partition, d.started) else "it was deleted, and nobody has reported it"
     for d in known.destroyed(partition):
+        if d.kind == "forget":
+            continue  # that takes no events
         if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
             continue  # confirmed long before, or by the server that was started again
         if d.kind == "lossy fail-over" and not d.started - UNREPLICATED <= send.ended <= d.ended:
             continue
         if d.kind == "destroy" and send.invoked > d.ended:
             continue
+        if (skipped := _handled_behind(known, partition, send, d.started)) is not None:
+            return f"it is gone with the {d.kind}, but had been skipped: {skipped}"
         if not known.reported(partition, d.started):
             return f"gone with the {d.kind}, and nobody has reported it"
         if d.kind != "destroy" and (later := _kept_after(known, partition, send, d.started)):
@@ -94,6 +111,15 @@ def _kept_after(known: Known, partition: int, send: Send, crash: float) -> Entry
     return None
 
 
+def _handled_behind(known: Known, partition: int, send: Send, before: float) -> Effect | None:
+    """What was handled of the same partition while an event that came before it, and had never failed, was not."""
+    assert send.id is not None
+    if send.serial in known.tried:
+        return None
+    effects = known.effects[partition]
+    return next((effect for effect in effects if effect.id > send.id and effect.started < before), None)
+
+
 def order_is_kept(known: Known) -> Iterator[Violation]:
     """C3: each owner handles the entries behind the position it was given, one after the other, without a gap.
 
@@ -116,13 +142,14 @@ def order_is_kept(known: Known) -> Iterator[Violation]:
     for entry in sorted(known.history.log, key=lambda entry: entry.id):
         before = last.get(entry.key)
         if before is not None and entry.number <= before[0]:
-            yield Violation("C3", f"the log has {entry} behind number {before[0]} of its key", None, entry.partition)
+            text = f"the log has {entry} behind number {before[0]} of its key"
+            yield Violation("C3", text, known.when(entry), entry.partition)
         last[entry.key] = (entry.number, entry.id)
 
 
 def _behind_the_committed(known: Known, acquire: Acquire) -> Commit | None:
     """A commit that was accepted before an acquire was sent, and that it does not continue; unless data was lost."""
-    accepted = [c for c in known.commits[acquire.partition] if c.status == "OK" and c.answered < acquire.sent]
+    accepted = [c for c in known.commits[acquire.partition] if c.status in ("OK", "DUP") and c.answered < acquire.sent]
     furthest = max(accepted, key=lambda commit: commit.offset, default=None)
     if furthest is None or acquire.offset >= furthest.offset:
         return None
@@ -153,74 +180,12 @@ def _contiguous(partition: int, acquire: Acquire, run: list[Effect], log: list[E
         at = effect.id
 
 
-def tokens_fence(known: Known) -> Iterator[Violation]:
-    """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one."""
-    for partition, acquires in known.acquires.items():
-        highest: Acquire | None = None
-        owner: dict[int, int] = {}
-        for acquire in acquires:
-            if owner.setdefault(acquire.token, acquire.pid) != acquire.pid:
-                yield Violation("C4", f"one token, two processes: {acquire}", acquire.answered, partition)
-            if highest is not None and acquire.token < highest.token and acquire.sent > highest.answered:
-                yield Violation("C4", f"a token fell: {acquire} after {highest}", acquire.answered, partition)
-            if highest is None or acquire.token > highest.token:
-                highest = acquire
-        for commit in known.commits[partition]:
-            if commit.status != "OK":
-                continue
-            for acquire in acquires:
-                if acquire.token > commit.token and acquire.answered < commit.sent:
-                    if any(
-                        d.kind == "lossy fail-over" and d.started <= commit.answered and d.ended >= acquire.sent
-                        for d in known.destroyed(partition)
-                    ):
-                        continue
-                    text = f"{commit} was accepted after {acquire}"
-                    yield Violation("C4", text, commit.answered, partition)
-                    break
-        for look in known.looks[partition]:
-            for acquire in acquires:
-                if acquire.token > look.token and acquire.answered < look.sent:
-                    if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
-                        continue
-                    if known.failed_over(partition, acquire.sent, look.answered):
-                        continue
-                    text = f"the server has an older token, {look}, after {acquire}"
-                    yield Violation("C4", text, look.answered, partition)
-                    break
-
-
-def one_owner_acts(known: Known) -> Iterator[Violation]:
-    """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed.
-
-    Even then, it begins no event after its successor has begun one, but for one that it had in its hand when it was
-    frozen.
-    """
-    for partition, effects in known.effects.items():
-        latest: Effect | None = None  # of those begun so far, the one with the highest token that ends last
-        for effect in sorted(effects, key=lambda effect: effect.started):
-            if latest is not None and effect.token < latest.token:
-                if not known.in_hand(effect):
-                    text = f"an old owner began: {effect} after {latest}"
-                    yield Violation("C5", text, effect.started, partition)
-                continue
-            if (
-                latest is not None
-                and effect.token > latest.token
-                and effect.started < latest.ended
-                and not known.disturbed(latest.pid, latest.started, latest.ended)
-            ):
-                yield Violation("C5", f"two owners at once: {latest} and {effect}", effect.started, partition)
-            if latest is None or effect.token > latest.token or effect.ended > latest.ended:
-                latest = effect
-
-
 def bytes_agree(known: Known) -> Iterator[Violation]:
     """C6: what was sent, what the log holds and what was handled is the same."""
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
         if send is not None and (item.check, item.key, item.number) != (send.check, send.key, send.number):
-            yield Violation("C6", f"{item} is not what was sent: {send}", None, item.partition)
+            yield Violation("C6", f"{item} is not what was sent: {send}", known.when(item), item.partition)
 
 
 def nothing_is_made_up(known: Known) -> Iterator[Violation]:
@@ -228,9 +193,9 @@ def nothing_is_made_up(known: Known) -> Iterator[Violation]:
     for item in (*known.history.log, *known.history.effects):
         send = known.history.sends.get(item.serial)
         if send is None:
-            yield Violation("C7", f"nobody has sent {item}", None, item.partition)
+            yield Violation("C7", f"nobody has sent {item}", known.when(item), item.partition)
         elif send.outcome == "F":
-            yield Violation("C7", f"{item} was refused", None, item.partition)
+            yield Violation("C7", f"{item} was refused", known.when(item), item.partition)
 
 
 def nothing_is_doubled(known: Known) -> Iterator[Violation]:
@@ -241,9 +206,12 @@ def nothing_is_doubled(known: Known) -> Iterator[Violation]:
     found: dict[Serial, EntryId] = {}
     for entry in known.history.log:
         if found.setdefault(entry.serial, entry.id) != entry.id:
-            yield Violation("C8", f"{entry} is in the log as {found[entry.serial]} as well", None, entry.partition)
+            text = f"{entry} is in the log as {found[entry.serial]} as well"
+            yield Violation("C8", text, known.when(entry), entry.partition)
     for effect in known.history.effects:
-        if found.setdefault(effect.serial, effect.id) != effect.id and not any(known.destroyed(effect.partition)):
+        if found.setdefault(effect.serial, effect.id) != effect.id:
+            if any(d.kind != "forget" for d in known.destroyed(effect.partition)):
+                continue
             if known.failed_over(effect.partition, effect.started - UNTIL_REWOUND, effect.ended):
                 continue
             text = f"{effect} was in the log as {found[effect.serial]} as well"
@@ -265,12 +233,13 @@ def letters_agree(known: Known) -> Iterator[Violation]:
                 continue  # the letter may have been destroyed as well
             yield Violation("C10", f"no dead letter of {effect}", effect.ended, effect.partition)
     for source, letters in known.letters.items():
+        at = last[source].ended if source in last else None
         if len(letters) > 1:
-            yield Violation("C10", f"{len(letters)} dead letters of {source}: {letters}", None, source[0])
+            yield Violation("C10", f"{len(letters)} dead letters of {source}: {letters}", at, source[0])
         if source not in failed:
-            yield Violation("C10", f"a dead letter of what has not failed: {letters[0]}", None, source[0])
+            yield Violation("C10", f"a dead letter of what has not failed: {letters[0]}", at, source[0])
         elif letters[0].check != last[source].check:
-            yield Violation("C10", f"{letters[0]} does not hold what has failed: {last[source]}", None, source[0])
+            yield Violation("C10", f"{letters[0]} does not hold what has failed: {last[source]}", at, source[0])
 
 
 def _name(send: Send) -> str:
@@ -281,9 +250,11 @@ CHECKS: tuple[Callable[[Known], Iterator[Violation]], ...] = (
     nothing_is_lost,
     commits_form_a_chain,
     positions_only_grow,
+    positions_follow_the_handlers,
     rollbacks_are_told,
     order_is_kept,
     tokens_fence,
+    only_owners_act,
     one_owner_acts,
     bytes_agree,
     nothing_is_made_up,

@@ -131,8 +131,8 @@ class Disturbance:
     """What was done to somebody.
 
     Attributes:
-        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, delete, fail-over (of
-            what replicas have confirmed, nothing may be lost), lossy fail-over, ...
+        kind: what, in a word: kill, term, freeze, cut, hold, crash (of the server), destroy, forget (positions, but
+            no events), delete, fail-over (of what replicas have confirmed, nothing may be lost), lossy fail-over, ...
         started: when.
         ended: when it was over; the same for what takes no time.
         pid: of whom; 0 for the server.

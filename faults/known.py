@@ -4,17 +4,33 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from faults.history import Acquire, Commit, Disturbance, Effect, EntryId, History, Letter, Look, Note, Send, entry_id
+from faults.history import (
+    Acquire,
+    Commit,
+    Disturbance,
+    Effect,
+    Entry,
+    EntryId,
+    History,
+    Letter,
+    Look,
+    Note,
+    Send,
+    entry_id,
+)
 from faults.records import PARTITIONS
 from runnel._core.routing import DEFAULT_HASHER
 from runnel._core.routing import partition_of as route
 
-__all__ = ["Known"]
+__all__ = ["ROUNDED", "Known"]
 
 T = TypeVar("T", Effect, Acquire, Commit, Look)
 
 AFTER_FREEZE = 0.2
 """Seconds after the end of a freeze within which what was under way may still end."""
+
+ROUNDED = 0.0002
+"""Seconds that times in the journals may be off: they have four digits."""
 
 
 class Known:
@@ -30,6 +46,7 @@ class Known:
             for effect in history.effects
             if effect.result == "done" or (effect.result == "failed" and (effect.partition, effect.id) in self.letters)
         }
+        self.tried = {effect.serial for effect in history.effects if effect.result != "cancelled"}
         self.logged = {entry.serial for entry in history.log}
         self.effects = _by_partition(history.effects)
         self.acquires = _by_partition([a for a in history.acquires if a.status == "OK"])
@@ -44,6 +61,13 @@ class Known:
                 if send.id is not None and send.key in self.partitions:
                     ids[self.partitions[send.key]].add(send.id)
         self.present = {partition: sorted(found) for partition, found in ids.items()}
+
+    def when(self, item: Entry | Effect) -> float | None:
+        """About when something came up, for the account; ``None`` if that is not known."""
+        if isinstance(item, Effect):
+            return item.started
+        send = self.history.sends.get(item.serial)
+        return None if send is None else send.invoked if send.ended is None else send.ended
 
     def reported(self, partition: int, since: float) -> bool:
         """Whether anybody said that data of a partition is gone, at ``since`` or later."""
@@ -117,7 +141,7 @@ class Known:
     def destroyed(self, partition: int) -> Iterator[Disturbance]:
         """When entries or positions of a partition were destroyed, or its server has crashed with unsaved writes."""
         for d in self.history.disturbances:
-            if d.kind in ("crash", "destroy", "lossy fail-over") and d.partition in (None, partition):
+            if d.kind in ("crash", "destroy", "forget", "lossy fail-over") and d.partition in (None, partition):
                 yield d
 
     def failed_over(self, partition: int, since: float, until: float) -> bool:
@@ -137,8 +161,6 @@ def _reports_loss(note: Note, partition: int) -> bool:
             return note.fields["partition"] == partition and note.fields["reason"] != "reset"
         case "LossDetected" | "SequenceGap" | "LogReplaced":
             return bool(note.fields["partition"] == partition)
-        case "ServerRestarted":
-            return True
     return False
 
 

@@ -121,6 +121,6 @@ MUTANTS = {
     "revived-lease": Mutant("leases that revive after expiry", "F2", ("C5",), _revive),
     "no-sequence": Mutant("retries of an append without sequence", "F10", ("C8",), _no_sequence),
     "group-read": Mutant("a reader that uses XREADGROUP >", "F1", ("C1", "C3"), _read_by_group),
-    "commit-first": Mutant("commit before the handler", "F1", ("C1", "C3"), _commit_first),
+    "commit-first": Mutant("commit before the handler", "F1", ("C2", "C1", "C3"), _commit_first),
     "no-confirmation": Mutant("sending and commits that do not wait for the replica", "F7", ("C1",), _no_confirmation),
 }

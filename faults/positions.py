@@ -1,13 +1,18 @@
 """What is wrong with the positions in a history: C2."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 
 from faults.history import Acquire, Commit, EntryId, Look
-from faults.known import Known
+from faults.known import ROUNDED, Known
 from faults.violation import Violation
 
-__all__ = ["commits_form_a_chain", "positions_only_grow", "rollbacks_are_told"]
+__all__ = ["commits_form_a_chain", "positions_follow_the_handlers", "positions_only_grow", "rollbacks_are_told"]
+
+TAKEN = ("OK", "DUP")
+"""The answers to a commit by which the position is where it says."""
 
 
 def commits_form_a_chain(known: Known) -> Iterator[Violation]:
@@ -21,7 +26,7 @@ def commits_form_a_chain(known: Known) -> Iterator[Violation]:
         for acquire in known.acquires[partition]:
             ends[acquire.token].add(acquire.offset)
         for commit in commits:
-            if commit.status not in ("OK", "DUP"):
+            if commit.status not in TAKEN:
                 continue
             ends[commit.token].add(commit.offset)
             if commit.offset < commit.previous:
@@ -32,7 +37,7 @@ def commits_form_a_chain(known: Known) -> Iterator[Violation]:
             if commit.previous not in ends[commit.token]:
                 yield Violation("C2", f"a commit begins where nothing has ended: {commit}", commit.answered, partition)
             other = began.setdefault((commit.token, commit.previous), commit)
-            if other is not commit and other.offset != commit.offset and not _rewound(known, commit, other):
+            if other is not commit and not _rewound(known, commit, other):
                 yield Violation(
                     "C2", f"two commits begin at one position: {other} and {commit}", commit.answered, partition
                 )
@@ -68,6 +73,31 @@ def positions_only_grow(known: Known) -> Iterator[Violation]:
             before = look
 
 
+def positions_follow_the_handlers(known: Known) -> Iterator[Violation]:
+    """C2: whatever says how far a partition is, all that lies before was handled by then.
+
+    After a fail-over nothing is said about a partition: ids below those of what was lost are given out anew.
+    """
+    for partition, ids in known.present.items():
+        handled: dict[EntryId, float] = {}
+        for effect in known.effects[partition]:
+            if effect.result == "done" or (effect.result == "failed" and (partition, effect.id) in known.letters):
+                handled[effect.id] = min(effect.ended, handled.get(effect.id, float("inf")))
+        times = [handled.get(entry, float("inf")) for entry in ids]
+        until = list(accumulate(times, max))
+        told = [
+            *((commit.sent, commit.offset, commit) for commit in known.commits[partition] if commit.status in TAKEN),
+            *((acquire.answered, acquire.offset, acquire) for acquire in known.acquires[partition]),
+            *((look.answered, look.offset, look) for look in known.looks[partition]),
+        ]
+        for at, offset, what in told:
+            before = bisect_right(ids, offset)
+            if before and until[before - 1] > at + ROUNDED and not known.failed_over(partition, 0.0, at):
+                first = next(entry for entry, time in zip(ids, times, strict=True) if time > at + ROUNDED)
+                yield Violation("C2", f"ahead of the handlers, {first} the first: {what}", at, partition)
+                break
+
+
 def _lossy(known: Known, partition: int, since: Look, until: Look) -> bool:
     """Whether data was destroyed between two looks, or an owner noticed between them that the log had been replaced.
 
@@ -93,7 +123,7 @@ def rollbacks_are_told(known: Known) -> Iterator[Violation]:
                     commit.offset
                     for commit in known.commits[partition]
                     if (commit.pid, commit.token) == (acquire.pid, acquire.token)
-                    and commit.status in ("OK", "DUP")
+                    and commit.status in TAKEN
                     and earlier.answered <= commit.answered <= acquire.sent
                 ),
                 default=(0, 0),

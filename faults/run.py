@@ -15,6 +15,8 @@ from faults import account
 from faults.checker import Violation, check
 from faults.clock import Clock
 from faults.history import History
+from faults.known import Known
+from faults.ownership import longest_overlap, longest_standstill
 from faults.places import OneServer, Place
 from faults.plays import Play, Scene
 from faults.records import PARTITIONS
@@ -22,6 +24,9 @@ from faults.stage import Broken, Stage, Unplayable
 from runnel.errors import ServerError
 from runnel.server import EmbeddedServer, find_binary
 from runnel.settings import Settings
+
+ANSWER_WITHIN = 20.0
+"""Seconds that the servers have to say what they hold, where a play was broken off."""
 
 
 @dataclass
@@ -78,6 +83,7 @@ async def perform(
         raise Unplayable(f"the server does not start: {error}") from None
     scene = Scene(stage, random.Random(seed), play.seconds if seconds is None else seconds, play.proxied)
     history: History | None = None
+    played = False
     try:
         await stage.open()
         for _ in range(play.workers):
@@ -88,6 +94,7 @@ async def perform(
         await stage.handled(200)
         scene.began = time.monotonic()
         await play.act(scene)  # 2
+        played = True
         history = await stage.finish()  # 3
         outcome.violations += leftovers(scene)
         scene.ended = time.monotonic()
@@ -95,22 +102,32 @@ async def perform(
     except (Broken, TimeoutError) as error:
         scene.ended = time.monotonic()
         outcome.violations.append(Violation("broken", str(error), time.monotonic()))
-        history = await asyncio.wait_for(stage.history(), 20)
+        history = await _what_is_known(stage)
     finally:
         for proxy in scene.proxies.values():
             await proxy.close()
         await stage.close()
         outcome.seconds = time.monotonic() - started
     assert history is not None
-    outcome.violations += check(history)  # 4
-    outcome.violations += play.judge(history, scene)
-    outcome.facts = _facts(history) | scene.figures
-    _keep(directory / "schedule.json", history.disturbances)
+    _keep(directory / "schedule.json", history.disturbances)  # first: what judges it may fail
     _keep(directory / "log.json", history.log)
     _keep(directory / "letters.json", history.letters)
+    outcome.violations += check(history)  # 4
+    if played:
+        outcome.violations += play.judge(history, scene)
+        outcome.facts = {"drained after": stage.drained_after}
+    outcome.facts = _facts(history) | outcome.facts | scene.figures
     if outcome.violations:
         (directory / "account.txt").write_text(account.of(outcome.violations, history))
     return outcome
+
+
+async def _what_is_known(stage: Stage) -> History:
+    """Everything; or, where no server answers, what the processes have written down."""
+    try:
+        return await asyncio.wait_for(stage.history(), ANSWER_WITHIN)
+    except (Broken, TimeoutError):
+        return stage.recorded()
 
 
 def _keep(path: Path, items: Sequence[Any]) -> None:
@@ -147,6 +164,7 @@ def leftovers(scene: Scene) -> list[Violation]:
 
 
 def _facts(history: History) -> dict[str, float]:
+    known = Known(history)
     outcomes = Counter(send.outcome for send in history.sends.values())
     results = Counter(effect.result for effect in history.effects)
     distinct = len({effect.serial for effect in history.effects if effect.result == "done"})
@@ -164,6 +182,8 @@ def _facts(history: History) -> dict[str, float]:
             or (note.name == "PartitionRewound" and note.fields["reason"] != "reset")
             for note in history.notes
         ),
+        "overlap": longest_overlap(known),
+        "stood still": longest_standstill(known),
     }
 
 

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from faults import account
 from faults.checker import check
 from faults.history import Acquire, Commit, Disturbance, Effect, Entry, History, Letter, Look, Note, Send
+from faults.known import Known
+from faults.ownership import longest_overlap, longest_standstill
+from faults.violation import Violation
 
 ONE, TWO = 101, 202
 """Processes."""
@@ -73,9 +77,13 @@ def one_token_for_two(history: History) -> None:
     history.acquires[1] = replace(history.acquires[1], token=1)
 
 
-def two_owners_at_once(history: History) -> None:
-    history.effects[1] = replace(history.effects[1], ended=6.0)
+def two_owners_at_once(history: History, until: float = 6.0) -> None:
+    """The first owner is still at its second event when the next one begins it."""
+    history.effects[1] = replace(history.effects[1], ended=until)
+    history.effects.append(replace(history.effects[1], started=5.12, ended=5.18, pid=TWO, token=2))
     history.effects.sort(key=lambda effect: effect.ended)
+    history.acquires[1] = replace(history.acquires[1], offset=(10, 0))
+    history.commits[1] = Commit(5.18, 5.19, TWO, 0, 2, "OK", (10, 0), (11, 0))
 
 
 def garbled(history: History) -> None:
@@ -129,6 +137,63 @@ def garbled_letter(history: History) -> None:
     history.letters[0] = replace(history.letters[0], check=15)
 
 
+def committed_before_it_was_handled(history: History) -> None:
+    history.commits[1] = replace(history.commits[1], sent=3.2)
+
+
+def committed_what_has_failed(history: History) -> None:
+    history.effects.insert(1, replace(history.effects[1], started=2.9, ended=2.95, result="failed"))
+    history.commits[1] = replace(history.commits[1], sent=2.96, answered=2.97)
+
+
+def stored_before_it_was_handled(history: History) -> None:
+    history.looks = [Look(3.1, 3.2, 0, 1, (11, 0))]
+
+
+def began_ahead_of_what_was_handled(history: History) -> None:
+    """An entry whose producer does not know whether it is sent, skipped where the owner changes."""
+    send = history.sends["p", 2]
+    send.outcome, send.id = "U", None
+    history.acquires[1] = replace(history.acquires[1], offset=(12, 0))
+    del history.effects[2], history.commits[2]
+
+
+def of_unknown_outcome_and_not_handled(history: History) -> None:
+    send = history.sends["p", 2]
+    send.outcome, send.id = "U", None
+    del history.effects[2], history.commits[2]
+
+
+def one_commit_accepted_twice(history: History) -> None:
+    history.commits.insert(1, replace(history.commits[0], sent=2.7, answered=2.8))
+
+
+def handled_without_an_acquire(history: History) -> None:
+    history.effects[2] = replace(history.effects[2], token=3)
+
+
+def handled_before_the_acquire_was_answered(history: History) -> None:
+    history.acquires[1] = replace(history.acquires[1], answered=5.25)
+
+
+def handled_by_another_process_than_acquired(history: History) -> None:
+    history.effects[2] = replace(history.effects[2], pid=303)
+
+
+def fenced_and_handles_before_its_successor_does(history: History) -> None:
+    history.disturbances.clear()
+    history.effects.insert(2, replace(history.effects[2], started=5.12, ended=5.15, pid=ONE, token=1))
+
+
+def two_owners_for_a_few_milliseconds(history: History) -> None:
+    two_owners_at_once(history, until=5.123)
+
+
+def begins_behind_a_repeated_commit(history: History) -> None:
+    history.commits[1] = replace(history.commits[1], status="DUP")
+    went_back(history)
+
+
 def deleted(history: History) -> None:
     del history.effects[2], history.log[2]
     history.disturbances.append(Disturbance("delete", 3.5, 3.5, 0, 0, (12, 0)))
@@ -163,6 +228,19 @@ def test_a_good_history_breaks_nothing() -> None:
         (letter_of_a_success, "C10"),
         (garbled_letter, "C10"),
         (deleted, "C1"),
+        (committed_before_it_was_handled, "C2"),
+        (committed_what_has_failed, "C2"),
+        (stored_before_it_was_handled, "C2"),
+        (began_ahead_of_what_was_handled, "C2"),
+        (began_ahead_of_what_was_handled, "C1"),
+        (of_unknown_outcome_and_not_handled, "C1"),
+        (one_commit_accepted_twice, "C2"),
+        (handled_without_an_acquire, "C4"),
+        (handled_before_the_acquire_was_answered, "C4"),
+        (handled_by_another_process_than_acquired, "C4"),
+        (fenced_and_handles_before_its_successor_does, "C5"),
+        (two_owners_for_a_few_milliseconds, "C5"),
+        (begins_behind_a_repeated_commit, "C3"),
     ],
 )
 def test_each_broken_promise_is_found(spoil: Callable[[History], None], broken: str) -> None:
@@ -184,11 +262,54 @@ def test_what_a_crash_of_the_server_took_must_have_been_reported() -> None:
     assert {violation.check for violation in check(history)} == {"C1"}, "long before the crash"
 
 
+def test_what_was_skipped_before_the_log_was_destroyed_is_not_excused_by_that() -> None:
+    history = good()
+    del history.effects[1], history.log[:]
+    history.disturbances.append(Disturbance("destroy", 6.0, 6.1))
+    history.notes.append(Note(7.0, TWO, "LogReplaced", {"partition": 0}))
+    assert any("had been skipped" in each.text for each in check(history) if each.check == "C1")
+    history.disturbances[-1] = Disturbance("destroy", 4.5, 4.6)  # it waited then, and so did what came behind it
+    assert "C1" not in {violation.check for violation in check(history)}
+    history.disturbances[-1] = Disturbance("forget", 4.5, 4.6)
+    assert "C1" in {violation.check for violation in check(history)}, "to forget a position takes no events"
+
+
+def test_the_account_tells_of_the_earliest_violation_with_the_faults_and_sends_around_it() -> None:
+    history = good()
+    history.sends["p", 2].outcome, history.sends["p", 2].ended = "F", 9.0  # C7, at 5.2
+    two_owners_at_once(history)  # C5, at 5.2
+    history.effects[0] = replace(history.effects[0], check=1)  # C6, at 2.0
+    history.disturbances.append(Disturbance("slow", -100.0, 200.0, partition=0))
+    told = account.of(check(history), history)
+    assert "The first: C6: " in told
+    assert "FAULT   Disturbance(kind='slow'" in told, "it had begun long before"
+    assert "send    Send(invoked=1.0" in told
+    assert told.index("handle  Effect(started=2.0") < told.index("FAULT   Disturbance(kind='kill'")
+
+
+def test_a_long_account_keeps_what_is_nearest_to_the_violation() -> None:
+    history = good()
+    history.notes = [Note(2.0 + n / 1000, ONE, "MemberJoined", {"number": n}) for n in range(2 * account.MOST_LINES)]
+    told = account.of([Violation("C1", "lost", 2.6, 0)], history)
+    assert told.count("note ") <= account.MOST_LINES
+    assert "{'number': 600}" in told
+    assert "{'number': 1}" not in told
+
+
 def test_two_owners_at_once_are_no_wonder_where_the_old_one_was_frozen() -> None:
     history = good()
     two_owners_at_once(history)
     history.disturbances.append(Disturbance("freeze", 3.1, 5.9, ONE))
     assert check(history) == []
+    assert longest_overlap(Known(history)) == pytest.approx(0.88), "but it is reported"
+
+
+def test_a_partition_stands_still_while_an_event_waits_and_nobody_is_at_one() -> None:
+    history = good()
+    assert longest_standstill(Known(history)) == pytest.approx(1.7), "from the end of the second one"
+    history.sends["p", 2].ended = 5.1
+    history.effects[1] = replace(history.effects[1], started=2.7)
+    assert longest_standstill(Known(history)) == pytest.approx(0.2), "the second one had to wait"
 
 
 def test_one_who_was_frozen_begins_only_what_it_had_in_its_hand() -> None:

@@ -14,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from program import Project, Running, environment, until
+from program import Order, Project, Running, environment, until
+from runnel import App
 from runnel._core.meters import END_TO_END_BOUNDS, HANDLER_BOUNDS, Histogram, Meter, Stopwatch
+from runnel._worker import Worker
+from runnel._worker.heartbeats import Heartbeats
 from runnel.server import EmbeddedServer
 from runnel.server.address import free_port
 from runnel.telemetry.figures import METRICS
@@ -138,11 +141,11 @@ def test_the_metrics_tell_what_has_happened(project: Project) -> None:
         ("runnel_member_joined", (flaky,)): 1.0,
         ("runnel_in_flight_events", (flaky,)): 0.0,
         ("runnel_buffer_events", (flaky,)): 0.0,
-        ("runnel_buffer_capacity_events", (flaky,)): 64.0,
         ("runnel_lost_events_total", (flaky,)): 0.0,
         ("runnel_redis_waiting", ()): 0.0,
     }
     assert {key: found.get(key) for key in expected} == expected
+    assert found["runnel_buffer_capacity_events", (flaky,)] >= 4 * 2 * 8, "more, if it had to wait for events"
     batches = found["runnel_handler_seconds_count", (("processor", "batches"),)]
     assert 1 <= batches <= 22, "a batch is one value"
     assert 0 < found["runnel_commits_total", (flaky,)] <= 22
@@ -194,6 +197,7 @@ def test_what_is_paused_and_what_is_quarantined_are_two_figures(project: Project
 
     project.send(1, note="bad")
     until(lambda: figures() == (0, 1), lambda: get(f"{url}/metrics")[1])
+    assert value(url, "runnel_in_flight_events", processor="printer") == 0, "nobody is working on what has failed"
     assert project.run("processor", "pause", "shop:printer").returncode == 0
     until(lambda: figures() == (3, 1), lambda: get(f"{url}/metrics")[1])
     assert project.run("quarantine", "retry", "shop:printer").returncode == 0
@@ -267,6 +271,85 @@ def test_what_is_paused_is_not_quarantined(project: Project) -> None:
     assert samples(url)[quarantined] == 1, "three are only paused"
     assert value(url, "runnel_partitions_owned", processor="stubborn") == 4
     assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_what_is_buffered_is_never_more_than_there_is_said_to_be_room_for(project: Project) -> None:
+    worker = project.start("worker", "shop:app", "--processors", "counter", "--http", "0", RUNNEL_PREFETCH_COUNT="2")
+    url = serving(worker)
+    worker.says("partitions assigned")
+    assert value(url, "runnel_buffer_capacity_events", processor="counter"), "before anything was read"
+    assert project.run("processor", "pause", "shop:counter").returncode == 0
+    worker.says("] paused ")
+    for _ in range(10):
+        project.send(*[1] * 300)
+    assert project.run("processor", "resume", "shop:counter").returncode == 0
+    buffered: list[float] = []
+
+    def done() -> bool:
+        found = samples(url)
+        fill, room = (
+            found[f"runnel_buffer_{name}", (("processor", "counter"),)] for name in ("events", "capacity_events")
+        )
+        assert fill <= room
+        buffered.append(fill)
+        return found["runnel_processed_events_total", (("processor", "counter"),)] == 3000
+
+    until(done, lambda: get(f"{url}/metrics")[1])
+    room = value(url, "runnel_buffer_capacity_events", processor="counter")
+    assert room is not None
+    assert room > 2 * 2 * 4, "it reads more at a time than it began with"
+    assert worker.stop() == 0
+
+
+@pytest.mark.processes
+def test_counters_go_on_where_the_stream_is_divided_anew(project: Project) -> None:
+    worker = project.start("worker", "shop:app", "--processors", "counter", "--http", "0")
+    url = serving(worker)
+    worker.says("partitions assigned")
+    for number in range(3):
+        project.send(number)
+        worker.says(f"count {number}")
+    until(lambda: project.waiting("counter") == 0, lambda: worker.stderr)
+    commits = value(url, "runnel_commits_total", processor="counter")
+    assert commits is not None
+    assert commits >= 3
+    ended = project.run("stream", "migrate", "shop:orders", "--partitions", "6", "--execute", "--no-wait")
+    assert ended.returncode == 0, ended.stderr
+    until(
+        lambda: value(url, "runnel_partitions_owned", processor="counter") == 6,
+        lambda: worker.stderr + get(f"{url}/metrics")[1],
+    )
+    assert value(url, "runnel_partitions", processor="counter") == 6
+    after = value(url, "runnel_commits_total", processor="counter")
+    assert after is not None
+    assert after >= commits
+    assert worker.stop() == 0
+
+
+@pytest.mark.anyio
+async def test_a_worker_lives_while_its_heartbeats_are_being_started(
+    redis_url: str, app_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(name=app_name, redis_url=redis_url)
+    orders = app.stream("orders", record=Order, partition_by="order_id")
+
+    @app.processor(orders)
+    async def ship(events: object) -> None: ...
+
+    worker = Worker(app)
+    lives: list[bool] = []
+    start = Heartbeats.start
+
+    def asked_meanwhile(heartbeats: Heartbeats) -> None:
+        lives.append(worker.responds(1.0))
+        assert not worker.ready, "it has not joined"
+        start(heartbeats)
+        worker.stop("seen")
+
+    monkeypatch.setattr(Heartbeats, "start", asked_meanwhile)
+    assert await worker.run() == 0
+    assert lives == [True]
 
 
 @pytest.mark.processes

@@ -10,6 +10,9 @@ from faults.proxy import Held
 from faults.records import PARTITIONS
 from faults.stage import Process, Stage
 
+LONGEST = 30.0
+"""Seconds that packets of a producer are held up: longer than any time-out of ours."""
+
 LATE = 1.5
 """Seconds that an event takes where a commit is held up."""
 
@@ -52,9 +55,7 @@ async def worsen(scene: Scene) -> None:
     """Everything that a bad network does, to random processes: swallow, reset, hold and release, trickle, delay."""
     stage = scene.stage
     until = time.monotonic() + scene.seconds
-    held: set[asyncio.Task[None]] = set()
-    # 30 s where there is time for it: longer than any time-out of ours.
-    longest = 30.0 if scene.seconds >= 60 else scene.seconds * 0.7
+    longest = min(LONGEST, scene.seconds)
 
     async def hold(victim: object, seconds: float) -> None:
         scene.proxies[victim].cut(up=True, down=scene.rng.random() < 0.5)  # type: ignore[index]
@@ -63,18 +64,17 @@ async def worsen(scene: Scene) -> None:
 
     producer = scene.rng.choice(stage.producers)
     started = time.monotonic()
-    held.add(asyncio.create_task(hold(producer, longest)))
+    held = asyncio.create_task(hold(producer, longest))
     while time.monotonic() < until:
         await trouble(scene, scene.rng.choice([p for p in (*stage.alive, *stage.producers) if p is not producer]))
-    await asyncio.gather(*held)
-    for process in (*stage.workers, *stage.producers):
-        stage.note("cut", started, pid=process.pid)
+    await held
+    stage.note("cut", started, pid=producer.pid)
     await stage.shared()
 
 
 async def trouble(scene: Scene, process: Process) -> None:
     """One thing that a bad network does to a process, for a moment."""
-    proxy = scene.proxies[process]
+    started, proxy = time.monotonic(), scene.proxies[process]
     match scene.rng.randrange(5):
         case 0:
             proxy.swallow_reply()
@@ -86,6 +86,7 @@ async def trouble(scene: Scene, process: Process) -> None:
             proxy.delay = 0.2
     await asyncio.sleep(scene.rng.uniform(0.2, 1.0))
     proxy.mend()
+    scene.stage.note("cut", started, pid=process.pid)
 
 
 async def come_late(scene: Scene) -> None:
@@ -144,6 +145,7 @@ PLAYS = (
         "F10",
         "a bad network: lost replies, resets, late packets, single bytes, delays",
         worsen,
+        seconds=32,  # so that packets come LONGEST late
         proxied=True,
         environment={"RUNNEL_SEND_TIMEOUT": "5"},
     ),

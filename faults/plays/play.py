@@ -64,8 +64,8 @@ class Scene:
         return self.rng.sample(alive, min(len(alive), self.rng.randint(1, most)))
 
 
-async def order(scene: Scene, body: str) -> int:
-    """Have a producer send an event of this kind, and wait until it was handled. Returns by which process."""
+async def order(scene: Scene, body: str) -> tuple[int, float]:
+    """Have a producer send an event of this kind, and wait until it was handled. Returns by which process, and when."""
     return await carried_out(scene, give(scene, body))
 
 
@@ -78,18 +78,18 @@ def give(scene: Scene, body: str) -> int:
     return scene.orders
 
 
-async def carried_out(scene: Scene, number: int) -> int:
-    """Wait until an order was handled. Returns by which process."""
+async def carried_out(scene: Scene, number: int) -> tuple[int, float]:
+    """Wait until an order was handled. Returns by which process, and when (monotonic)."""
 
-    def done() -> int:
+    def done() -> tuple[tuple[int, float]] | None:
         for path in scene.stage.directory.glob("worker-*.journal"):
-            lines = path.read_text().splitlines()
-            if any(line.startswith("X ") and line.endswith(f" {number}") for line in lines):
-                return int(path.stem.split("-")[1])
-        return 0
+            for line in path.read_text().splitlines():
+                if line.startswith("X ") and line.endswith(f" {number}"):
+                    return ((int(path.stem.split("-")[1]), float(line.split(" ")[1])),)
+        return None
 
-    pid: int = await scene.stage.until(done, f"order {number} was not carried out")
-    return pid
+    by: tuple[int, float] = await scene.stage.until(done, f"order {number} was not carried out")
+    return by
 
 
 def _no_more(history: History, scene: Scene) -> Iterable[Violation]:

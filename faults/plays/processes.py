@@ -8,12 +8,24 @@ from collections.abc import Iterable, Iterator
 from statistics import median
 
 from faults.checker import Violation
-from faults.history import Disturbance, Effect, History
+from faults.history import Acquire, Disturbance, Effect, History
+from faults.known import Known
+from faults.ownership import longest_standstill
 from faults.plays.play import Play, Scene, order
 from faults.records import PARTITIONS
 
 HAND_OVER = 0.2
-"""Seconds from the release of a partition until its next owner has it, besides the handler's time: p99 under F17."""
+"""Seconds from the release of a partition until its next owner goes on, besides the handler's time: p99 under F17."""
+
+UNTOLD = 0.5
+"""Seconds that a worker which was replaced is not told so: it has finished its event by then, and has begun another if
+it may. Who looks by the time alone must not depend on who is faster, the answer or the event."""
+
+MID_COMMIT = 0.1
+"""Seconds after which every worker has a commit under way, where the server holds writes."""
+
+SETTLED = 5.0
+"""Seconds after which who has joined has its share: others finish the event in progress, and that takes a second."""
 
 IDLE = 1.0
 """Seconds that a partition may be idle while workers come and go, besides draining."""
@@ -45,6 +57,7 @@ def taken_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
         max(found.values()) for d in history.disturbances if d.kind == "kill" and (found := take_overs(history, d))
     ]
     if not delays:
+        yield Violation("F1", "nothing was taken over; that is not what was played")
         return
     scene.figures |= {
         "kills": len(worst_of_each),
@@ -79,7 +92,10 @@ def take_overs(history: History, disturbance: Disturbance) -> dict[int, float]:
 
 
 async def freeze_long(scene: Scene) -> None:
-    """SIGSTOP for two sessions: one worker, then several at once. Before that, one until just after it was replaced."""
+    """SIGSTOP for two sessions: one worker, then several at once and in mid-commit.
+
+    Before that, one until just after it was replaced.
+    """
     stage = scene.stage
     session = stage.session
     until = time.monotonic() + scene.seconds
@@ -87,13 +103,19 @@ async def freeze_long(scene: Scene) -> None:
     most = 1
     while time.monotonic() < until:
         await stage.handled(100)
+        if most > 1:  # in mid-commit: the server holds commits, and carries them out when nobody hears of it
+            await stage.ask("CLIENT", "PAUSE", int(MID_COMMIT * 2000), "WRITE")
+            await asyncio.sleep(MID_COMMIT)
         await stage.frozen(scene.some(most), 2 * session)
         await stage.shared()
         most = 3
 
 
 async def freeze_until_replaced(scene: Scene) -> None:
-    """SIGSTOP in the middle of an event with more behind it, SIGCONT in the middle of the next owner's first event."""
+    """SIGSTOP in the middle of an event with more behind it, SIGCONT in the middle of the next owner's first event.
+
+    Nobody answers just then: it has nothing but its own clock to know that it was replaced.
+    """
     stage, partition = scene.stage, scene.rng.randrange(PARTITIONS)
     stage.slow_down(partition, stage.session / 2)
     await asyncio.sleep(stage.session)  # some events are waiting by now
@@ -106,6 +128,7 @@ async def freeze_until_replaced(scene: Scene) -> None:
 
     await stage.until(replaced, f"nobody has replaced the owner of partition {partition}")
     await asyncio.sleep(stage.session / 6)
+    await stage.ask("CLIENT", "PAUSE", int(UNTOLD * 1000), "ALL")
     worker.process.send_signal(signal.SIGCONT)
     stage.note("freeze", started, pid=worker.pid)
     await asyncio.sleep(stage.session / 2)
@@ -114,8 +137,8 @@ async def freeze_until_replaced(scene: Scene) -> None:
 
 
 def fenced_in_time(history: History, scene: Scene) -> Iterable[Violation]:
-    """What a frozen or cut off worker owned goes on within the session timeout + 1 s."""
-    yield from _go_on_within(history, scene, ("freeze", "cut"), scene.stage.session + 1.0)
+    """What a worker owned that was frozen, cut off or held goes on within the session timeout + 1 s."""
+    yield from _go_on_within(history, scene, ("freeze", "cut", "hold"), scene.stage.session + 1.0)
 
 
 def _go_on_within(history: History, scene: Scene, kinds: tuple[str, ...], most: float) -> Iterator[Violation]:
@@ -126,13 +149,10 @@ def _go_on_within(history: History, scene: Scene, kinds: tuple[str, ...], most: 
                 worst = max(worst, delay)
                 if delay > most:
                     text = f"partition {partition} went on {delay:.2f} s after {d}, more than {most:.2f} s"
-                    yield Violation(scene_name(kinds), text, d.started, partition)
+                    yield Violation("take-over", text, d.started, partition)
     scene.figures["taken over after at most"] = worst
-
-
-def scene_name(kinds: tuple[str, ...]) -> str:
-    """What a violation of a time is called."""
-    return "F2" if "freeze" in kinds else "F9"
+    if not worst:
+        yield Violation("take-over", "nothing was taken over; that is not what was played")
 
 
 async def freeze_short(scene: Scene) -> None:
@@ -192,9 +212,8 @@ async def hold(scene: Scene) -> None:
 async def hold_one(scene: Scene) -> None:
     """A handler calls such a function."""
     stage = scene.stage
-    pid = await order(scene, f"hold {2 * stage.session}")
-    started = time.monotonic() - 0.5  # it has begun by then
-    await asyncio.sleep(2 * stage.session)
+    pid, started = await order(scene, f"hold {2 * stage.session}")
+    await asyncio.sleep(max(0.0, started + 2 * stage.session - time.monotonic()))
     stage.note("hold", started, pid=pid)
 
 
@@ -226,13 +245,35 @@ async def churn(scene: Scene) -> None:
 
 
 def never_idle(history: History, scene: Scene) -> Iterable[Violation]:
-    """Under churn, no partition is without an owner for longer than a second."""
+    """Under churn, no partition is without an owner for longer than a second, and none moves that need not."""
     yield from nothing_repeated(history, scene)
+    yield from only_what_must_moves(history)
     gaps = hand_overs(history)
-    if gaps:
-        scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over worst": max(gaps)}
-        if max(gaps) > IDLE:
-            yield Violation("F16", f"a partition was idle for {max(gaps):.2f} s")
+    if not gaps:
+        yield Violation("F16", "nothing was handed over; that is not what was played")
+        return
+    scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over worst": max(gaps)}
+    if max(gaps) > IDLE:
+        yield Violation("F16", f"a partition was idle for {max(gaps):.2f} s")
+    if (still := longest_standstill(Known(history))) > IDLE:
+        yield Violation("F16", f"an event waited for {still:.2f} s in a partition that nobody was at")
+
+
+def only_what_must_moves(history: History) -> Iterable[Violation]:
+    """A partition moves from one who leaves, or to one who has just come; never between two who stay."""
+    came = {note.pid: note.at for note in reversed(history.notes) if note.name == "MemberJoined"}
+    left = {d.pid: d.started for d in history.disturbances if d.kind == "term"}
+    owner: dict[int, Acquire] = {}
+    for acquire in history.acquires:
+        before = owner.get(acquire.partition)
+        if acquire.status != "OK":
+            continue
+        owner[acquire.partition] = acquire
+        if before is None or before.pid == acquire.pid:
+            continue
+        stays = left.get(before.pid, float("inf")) > acquire.sent
+        if stays and acquire.sent - came[acquire.pid] > SETTLED:
+            yield Violation("F16", f"moved without need: {before}, then {acquire}", acquire.answered, acquire.partition)
 
 
 async def stop(scene: Scene) -> None:
@@ -256,6 +297,7 @@ def handed_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
     yield from nothing_repeated(history, scene)
     gaps = sorted(hand_overs(history))
     if not gaps:
+        yield Violation("F17", "nothing was handed over; that is not what was played")
         return
     p99 = gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))]
     scene.figures |= {"hand-overs": len(gaps), "hand-over median": median(gaps), "hand-over p99": p99}
@@ -264,8 +306,14 @@ def handed_over_soon(history: History, scene: Scene) -> Iterable[Violation]:
 
 
 def hand_overs(history: History) -> list[float]:
-    """Seconds from when a partition's function has finished its last event until its next owner has acquired it."""
+    """Seconds from when a partition's function has finished its last event until its next owner goes on.
+
+    That is when it has acquired it, and has begun the first event, where one was waiting.
+    """
     found = []
+    begun: dict[tuple[int, int], Effect] = {}
+    for effect in sorted(history.effects, key=lambda effect: effect.started):
+        begun.setdefault((effect.partition, effect.token), effect)
     released: dict[tuple[int, int], float] = {
         (note.fields["partition"], note.fields["token"]): note.at
         for note in history.notes
@@ -277,9 +325,14 @@ def hand_overs(history: History) -> list[float]:
             acquired.setdefault(acquire.partition, []).append((acquire.token, acquire.answered))
     for partition, owners in acquired.items():
         owners.sort()
-        for (token, _), (_, at) in itertools.pairwise(owners):
-            if (since := released.get((partition, token))) is not None:
-                found.append(at - since)
+        for (token, _), (successor, at) in itertools.pairwise(owners):
+            if (since := released.get((partition, token))) is None:
+                continue
+            gap = at - since
+            if (first := begun.get((partition, successor))) is not None:
+                sent = history.sends[first.serial]
+                gap = max(gap, first.started - max(since, sent.ended or sent.invoked))
+            found.append(gap)
     return found
 
 
@@ -295,7 +348,7 @@ PLAYS = (
     Play("F2", "freeze for longer than the session", freeze_long, fenced_in_time),
     Play("F3", "freeze for half a session", freeze_short, nothing_moves, seconds=12),
     Play("F4", "a handler blocks the event loop for three sessions", block, nothing_moves),
-    Play("F5", "a handler holds the interpreter's lock for two sessions", hold, workers=3),
+    Play("F5", "a handler holds the interpreter's lock for two sessions", hold, fenced_in_time, workers=3),
     Play(
         "F16",
         "churn: 1 to 6 workers and back, rolling restarts",

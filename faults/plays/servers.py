@@ -109,6 +109,19 @@ async def fill_memory(scene: Scene) -> None:
     await stage.ask("CONFIG", "SET", "maxmemory", 0)
 
 
+def producers_had_to_wait(history: History, scene: Scene) -> Iterable[Violation]:
+    """Nothing moves, nothing is repeated; and there was no memory indeed: sends had to wait."""
+    yield from nothing_moves(history, scene)
+    waits = [
+        (note.at - note.fields.get("seconds", 0.0), note.at)
+        for note in history.notes
+        if note.name in ("RedisLost", "RedisRecovered") and note.fields["role"] == "send"
+    ]
+    for d in history.disturbances:
+        if d.kind == "memory" and not any(since <= d.ended and until >= d.started for since, until in waits):
+            yield Violation("F14", "no send had to wait; that is not what was played", d.started)
+
+
 # F15
 
 
@@ -120,9 +133,13 @@ async def destroy(scene: Scene) -> None:
     for command in harmless:
         await stage.ask(*command)
         await stage.handled(60)
+    for key in await stage.ask("KEYS", f"{stage.steps.keys.sequences_prefix(0)}*"):
+        # Here alone, and not in a mix: an append that is being repeated then would be doubled.
+        await stage.ask("DEL", key)
+    await stage.handled(60)
     await stage.shared()
-    for command, partition in _with_harm(scene):
-        await _destroying(scene, command, partition)
+    for harm in _with_harm(scene):
+        await _destroying(scene, *harm)
         await stage.handled(100)
         await stage.shared()
 
@@ -137,22 +154,23 @@ def _without_harm(scene: Scene) -> list[tuple[object, ...]]:
         *(("XGROUP", "DESTROY", keys.log(p), "record") for p in scene.rng.sample(range(PARTITIONS), 3)),
         *(("DEL", key) for key in (stage.control.group, stage.control.members, stage.control.targets)),
         ("DEL", stage.control.owners),
+        ("DEL", stage.control.slow),
         ("DEL", keys.metadata),
         ("DEL", keys.registered(0)),
     ]
 
 
-def _with_harm(scene: Scene) -> list[tuple[tuple[object, ...], int | None]]:
-    """What loses events or positions, and of which partition; ``None`` for all."""
+def _with_harm(scene: Scene) -> list[tuple[str, tuple[object, ...], int | None]]:
+    """What destroys events, or forgets positions; and of which partition, ``None`` for all."""
     keys = scene.stage.steps.keys
     first, second, third, fourth = scene.rng.sample(range(PARTITIONS), 4)
     return [
-        (("XTRIM", keys.log(first), "MAXLEN", 0), first),
-        (("XTRIM", keys.log(second), "MAXLEN", 0), second),
-        (("DEL", keys.log(third)), third),
-        (("DEL", keys.log(fourth)), fourth),
-        (("DEL", keys.positions(0, "record")), None),
-        (("FLUSHALL",), None),
+        ("destroy", ("XTRIM", keys.log(first), "MAXLEN", 0), first),
+        ("destroy", ("XTRIM", keys.log(second), "MAXLEN", 0), second),
+        ("destroy", ("DEL", keys.log(third)), third),
+        ("destroy", ("DEL", keys.log(fourth)), fourth),
+        ("forget", ("DEL", keys.positions(0, "record")), None),
+        ("destroy", ("FLUSHALL",), None),
     ]
 
 
@@ -166,10 +184,10 @@ async def command_with_harm(scene: Scene) -> None:
     await _destroying(scene, *scene.rng.choice(_with_harm(scene)))
 
 
-async def _destroying(scene: Scene, command: tuple[object, ...], partition: int | None) -> None:
+async def _destroying(scene: Scene, kind: str, command: tuple[object, ...], partition: int | None) -> None:
     started = time.monotonic()
     await scene.stage.ask(*command)
-    scene.stage.note("destroy", started, partition=partition)
+    scene.stage.note(kind, started, partition=partition)
 
 
 PLAYS = (
@@ -182,6 +200,6 @@ PLAYS = (
         server=("--enable-debug-command", "yes"),
     ),
     Play("F11", "the server's clock jumps and runs at another speed", clocks, ids_grow, seconds=15, clock=True),
-    Play("F14", "no memory is left in the server", memory, nothing_moves, seconds=15),
+    Play("F14", "no memory is left in the server", memory, producers_had_to_wait, seconds=15),
     Play("F15", "commands that destroy", destroy),
 )

@@ -105,6 +105,11 @@ class Feed:
         self.on_room: Callable[[Feed], None]
         self.flush: Callable[[Feed], Awaitable[None]]
 
+    @property
+    def capacity(self) -> int:
+        """How many entries the buffer may hold: what is left when the next read is issued, and that read."""
+        return max(1, 2 * self.room)
+
     def begin(self, offset: bytes, count: int) -> None:
         """Start, or start over, behind ``offset``."""
         self.entries.clear()

@@ -126,8 +126,8 @@ class PartitionConsumer:
 
     @property
     def in_flight(self) -> int:
-        """How many events are handed out and not acknowledged."""
-        return len(self.held)
+        """How many events the function is working on."""
+        return len(self.held) if self._calling else 0
 
     @property
     def held(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class Member:
         holder: the seat, shared with the heartbeat thread.
         processed: events acknowledged in partitions that are not ours any more.
         released: partitions handed back.
-        rebalances: assignments that this member has seen.
+        rebalances: changes of the assignment that this member has seen, pauses included.
         meter: measures the processing, if it is to be measured.
     """
 
@@ -110,6 +110,7 @@ class Member:
         self.released = 0
         self.rebalances = 0
         self.meter = Meter() if measured else None
+        self._commits_before = 0
         self._epoch = ""
         self._succession = Succession(processor, generation, instruments)
         self._instruments = instruments
@@ -148,7 +149,7 @@ class Member:
 
     @property
     def in_flight(self) -> int:
-        """How many events are being processed."""
+        """How many events functions are working on."""
         return sum(consumer.in_flight for consumer in self._consumers.values())
 
     @property
@@ -164,7 +165,7 @@ class Member:
     @property
     def commits(self) -> int:
         """Positions that were committed."""
-        return self._slot_groups.commits
+        return self._commits_before + self._slot_groups.commits
 
     def start(self, heartbeats: Heartbeats) -> None:
         """Act on what will be granted."""
@@ -190,6 +191,7 @@ class Member:
     def take_over(self, other: "Member") -> None:
         """Go on counting where the seat in the generation before has ended."""
         self.processed, self.released, self.rebalances = other.processed, other.released, other.rebalances
+        self._commits_before = other.commits
         self.meter = other.meter
 
     async def retire(self) -> None:

@@ -148,8 +148,8 @@ class Worker:
         if background.holder is not None:
             holders.append(background.holder)
         heartbeats = Heartbeats(endpoint, holders, app.settings.heartbeat_interval, app.instruments, self._fail)
-        self._heartbeats = heartbeats
         heartbeats.start()  # 1
+        self._heartbeats = heartbeats
         for member in self.members:
             member.start(heartbeats)
         successions = [asyncio.create_task(self._succeed(member)) for member in self.members]

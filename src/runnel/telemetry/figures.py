@@ -66,7 +66,7 @@ METRICS = {
         Metric("runnel_handler_seconds", "histogram", _BY_PROCESSOR, "Time for an event or batch in the processor."),
         Metric("runnel_end_to_end_seconds", "histogram", _BY_PROCESSOR, "Time from appending to processed, by event."),
         Metric("runnel_commits_total", "counter", _BY_PROCESSOR, "Positions written to Redis."),
-        Metric("runnel_rebalances_total", "counter", _BY_PROCESSOR, "Assignments of partitions that were seen."),
+        Metric("runnel_rebalances_total", "counter", _BY_PROCESSOR, "Changes of the assignment that were seen."),
         Metric("runnel_partitions_gained_total", "counter", _BY_PROCESSOR, "Partitions taken over."),
         Metric("runnel_partitions_released_total", "counter", _BY_PROCESSOR, "Partitions handed back in good order."),
         Metric("runnel_partitions_lost_total", "counter", _BY_PROCESSOR, "Partitions taken away from the worker."),
@@ -179,14 +179,14 @@ class Figures:
             quarantined = sum(consumer.quarantined for consumer in parked)
             gauges: dict[str, float] = {
                 "runnel_member_joined": member.holder.joined,
-                "runnel_partitions": member.processor.stream.partition_count,
+                "runnel_partitions": member.generation.partition_count,
                 "runnel_partitions_owned": len(owned),
                 "runnel_partitions_quarantined": quarantined,
                 "runnel_partitions_paused": len(parked) - quarantined,
                 "runnel_partitions_stalled": len(member.stalled),
                 "runnel_in_flight_events": sum(consumer.in_flight for consumer in owned),
                 "runnel_buffer_events": sum(len(consumer.feed.entries) for consumer in owned),
-                "runnel_buffer_capacity_events": 2 * member.processor.prefetch_count * len(owned),
+                "runnel_buffer_capacity_events": sum(consumer.feed.capacity for consumer in owned),
                 "runnel_commits_total": member.commits,
                 "runnel_rebalances_total": member.rebalances,
             }

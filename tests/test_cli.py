@@ -599,6 +599,43 @@ def test_nothing_is_coloured_in_a_pipe(project: Project) -> None:
         assert "\x1b" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_terminal_cannot_show_is_escaped(project: Project, encoding: str) -> None:
+    project.run("send", "shop:orders", '{"order_id": 1, "note": "5 €"}')
+    shown = project.run("tail", "shop:orders", PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert '"note":"5 \\u20ac"' in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("status shop:app <&-", 0, ""),
+        ("status shop:app >&-", 0, ""),
+        ("worker shop:app --burst <&- >&- 2>/dev/null", 0, ""),
+        ("send shop:orders - <&-", 2, "Error: There is nothing to read: standard input is closed.\n"),
+        pytest.param(
+            *("tail shop:orders >/dev/full", 1, "Error: The output cannot be written, since the disk is full.\n"),
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here"),
+        ),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(
+    project: Project, command: str, status: int, said: str
+) -> None:
+    project.send(1)
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m runnel {command}"],
+        cwd=project.directory,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (status, said)
+
+
 def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -44,7 +44,13 @@ def send(
 
 
 def _stdin() -> TextIO:
-    """Standard input, read like a file: whatever the locale, JSON is UTF-8, and what is not is a bad line."""
+    """Standard input, read like a file: whatever the locale, JSON is UTF-8, and what is not is a bad line.
+
+    Raises:
+        TargetError: it is closed.
+    """
+    if sys.stdin is None:
+        raise TargetError("There is nothing to read: standard input is closed.")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     return sys.stdin

@@ -112,7 +112,7 @@ async def _send_lines(
     stream: Stream[Any], file: Path, *, on_error: str, rate: float | None, dry_run: bool
 ) -> tuple[int, int]:
     rejects = Rejects(None if str(file) == "-" else file.with_name(file.name + ".rejected"))
-    sent = 0
+    sent = number = through = 0  # through: the line of the last event that was sent
     batch: list[Record] = []
     most = BATCH if rate is None else max(1, min(BATCH, int(rate / 10)))
     started = time.monotonic()
@@ -130,10 +130,10 @@ async def _send_lines(
     )
 
     async def flush() -> None:
-        nonlocal sent
+        nonlocal sent, through
         if batch and not dry_run:
             await stream.send(*batch)
-        sent += len(batch)
+        sent, through = sent + len(batch), number
         batch.clear()
         elapsed = time.monotonic() - started
         progress.update(task, completed=sent, rate=f"{sent / max(elapsed, 1e-9):,.0f}")
@@ -142,22 +142,30 @@ async def _send_lines(
 
     with source, rejects, progress:
         task = progress.add_task(f"to {stream.name}", total=None, rate="0")
-        async with app_of(stream):
-            for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
-                try:
-                    if isinstance(value, RecordError):
-                        raise value
-                    record = parse_record(stream, value)
-                    stream.partition_of(record)
-                except RecordError as error:
-                    rejects.add(number, line, error)
-                    if on_error == "stop":
-                        break
-                    continue
-                batch.append(record)
-                if len(batch) >= most:
-                    await flush()
-            await flush()
+        try:
+            async with app_of(stream):
+                for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
+                    try:
+                        if isinstance(value, RecordError):
+                            raise value
+                        record = parse_record(stream, value)
+                        stream.partition_of(record)
+                    except RecordError as error:
+                        rejects.add(number, line, error)
+                        if on_error == "stop":
+                            break
+                        continue
+                    batch.append(record)
+                    if len(batch) >= most:
+                        await flush()
+                await flush()
+        except BaseException:  # Ctrl-C, or Redis has failed: whoever goes on has to know where
+            if not dry_run:
+                perhaps = f", and perhaps some up to line {number:,}" if batch else ""
+                notes.print(
+                    f"Not finished: {_number(sent, 'event')} sent, up to line {through:,}{perhaps}.", markup=False
+                )
+            raise
     return sent, rejects.number
 
 

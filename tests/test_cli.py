@@ -331,6 +331,31 @@ def test_a_user_who_may_not_do_it_is_told_what_to_allow_and_nobody_sees_the_pass
             assert (status, "refused the user or password" in said) == (3, True), said
 
 
+def test_a_database_that_there_is_not_is_named(project: Project, server_binary: str | Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as other:
+        ended = project.run("status", "shop:app", "--redis-url", url := f"{other.url}/99")
+    assert ended.returncode == 4
+    assert f"{url} has no such database." in ended.stderr
+
+
+def test_a_key_of_somebody_else_is_named(project: Project) -> None:
+    project.send(1)
+    key = f"runnel:{{{project.environment['TEST_APP']}/orders}}:meta"
+
+    async def replace() -> None:
+        link = Endpoint(project.environment["RUNNEL_REDIS_URL"]).link()
+        await link.call("DEL", key)
+        await link.call("SET", key, "mine")
+        await link.close()
+
+    asyncio.run(replace())
+    for command in (["status", "shop:app"], ["send", "shop:orders", '{"order_id": 1}']):
+        ended = project.run(*command)
+        assert ended.returncode == 1
+        assert f'has something else under "{key}"' in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
 async def _allow(url: str, user: str, *rules: str) -> None:
     link = Endpoint(url).link()
     await link.call("ACL", "SETUSER", user, "on", ">secret", *rules)

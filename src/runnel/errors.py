@@ -184,7 +184,7 @@ class RedisError(RunnelError):
 
 
 class NotAllowed(RedisError):
-    """The server does not allow the user of the URL to do that."""
+    """The server does not allow the user of the URL to do that, or does not have the database of the URL."""
 
     exit_status = 4
 

@@ -26,6 +26,8 @@ def refused(url: str, command: Sequence[Any], answer: str) -> RedisError:
             f"{url} does not allow this: {rest}. The user in the URL needs every command, and the keys and channels "
             f"that begin with runnel: for example, ACL SETUSER NAME {NEEDED}"
         )
+    if "DB index is out of range" in answer:
+        return NotAllowed(f"{url} has no such database. Correct the number in the URL, or leave it out for 0.")
     if kind == "WRONGTYPE":
         name = _first_key(command)
         return RedisError(

@@ -331,6 +331,20 @@ def test_a_user_who_may_not_do_it_is_told_what_to_allow_and_nobody_sees_the_pass
             assert (status, "refused the user or password" in said) == (3, True), said
 
 
+def test_a_server_that_is_full_says_what_to_do_and_how_far_a_file_was_sent(
+    project: Project, server_binary: str | Path | None
+) -> None:
+    (project.directory / "data.jsonl").write_text("".join(f'{{"order_id": {n}}}\n' for n in range(1_000)))
+    with EmbeddedServer(binary=server_binary, extra=["--maxmemory", "1"]) as full:
+        variables = {"RUNNEL_REDIS_URL": full.url, "RUNNEL_SEND_TIMEOUT": "0.5"}
+        ended = project.run("sendmany", "shop:orders", "data.jsonl", **variables)
+    assert ended.returncode == 3
+    first, last = ended.stderr.splitlines()
+    assert first == "Not finished: 0 events sent, up to line 0, and perhaps some up to line 1,000."
+    assert "cannot serve now: OOM" in last
+    assert "raise maxmemory" in last
+
+
 def test_a_database_that_there_is_not_is_named(project: Project, server_binary: str | Path | None) -> None:
     with EmbeddedServer(binary=server_binary) as other:
         ended = project.run("status", "shop:app", "--redis-url", url := f"{other.url}/99")

@@ -16,7 +16,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 
 from runnel._redis.durability import PRIMARY, Confirmation
-from runnel._redis.refusals import refused
+from runnel._redis.refusals import CURES, refused
 from runnel._redis.urls import masked, not_a_url
 from runnel.errors import NotDurable, RedisError, RedisUnavailable
 
@@ -340,7 +340,8 @@ class Link:
                 await self._drop()
                 self.endpoint.doubt()
             if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
-                raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
+                cure = CURES.get(text.partition(" ")[0], "")
+                raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}", cure) from error
             if text.startswith(_UNKNOWN_USER):
                 raise self.endpoint.unreachable(exceptions.AuthenticationError(text.partition(" ")[2])) from error
             raise refused(self.endpoint.safe_url, command, text) from error

@@ -1,11 +1,17 @@
-"""What a server refuses for good, in words that say what to do about it."""
+"""What a server refuses, in words that say what to do about it."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from runnel.errors import NotAllowed, RedisError
 
-__all__ = ["refused"]
+__all__ = ["CURES", "refused"]
+
+CURES = {
+    "OOM": "Its memory is full: raise maxmemory, or start workers, so that what they have processed can be trimmed.",
+    "MISCONF": "It cannot write to its disk: see its log, and whether the disk is full.",
+}
+"""What to do about an error that waiting does mend, but only if somebody sees to it; by the code that it begins with."""
 
 NEEDED = "on >PASSWORD ~runnel:* &runnel:* +@all"
 """What a user must be allowed, in the words of ``ACL SETUSER``."""

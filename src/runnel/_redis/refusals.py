@@ -11,7 +11,7 @@ CURES = {
     "OOM": "Its memory is full: raise maxmemory, or start workers, so that what they have processed can be trimmed.",
     "MISCONF": "It cannot write to its disk: see its log, and whether the disk is full.",
 }
-"""What to do about an error that waiting does mend, but only if somebody sees to it; by the code that it begins with."""
+"""What to do about an error that passes only if somebody sees to it, by the code that it begins with."""
 
 NEEDED = "on >PASSWORD ~runnel:* &runnel:* +@all"
 """What a user must be allowed, in the words of ``ACL SETUSER``."""

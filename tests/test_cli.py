@@ -1,16 +1,22 @@
 """The program, as its users run it: real processes, their output, their exit status. The commands that run on and on
 are in ``test_cli_running.py``."""
 
+import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from program import Project, environment
+from program import PATIENCE, Project, environment
+from runnel._redis.link import Endpoint
+from runnel._redis.refusals import NEEDED
 from runnel.cli import app
+from runnel.server import EmbeddedServer
 
 
 @pytest.fixture
@@ -102,6 +108,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest(project: Project) -> No
 SOURCES = {
     "broken": "def f(:\n",
     "needy": "import nothing_of_that_name\n",
+    "leaving": "import sys\n\nsys.exit(3)\n",
     "failing": "def prepare():\n    raise KeyError('db')\n\nprepare()\n",
     "two": "from runnel import App\n\nfirst = App('first')\nsecond = App('second')\n",
     "none": "x = 1\n",
@@ -141,6 +148,7 @@ def test_a_wrong_target_is_explained(project: Project, target: str, message: str
     [
         ("broken:app", "SyntaxError: invalid syntax", 0),
         ("needy:app", "ModuleNotFoundError: No module named 'nothing_of_that_name'", 1),
+        ("leaving:app", "SystemExit: 3", 1),
         ("failing:app", "KeyError: 'db'", 2),
     ],
 )
@@ -292,6 +300,82 @@ def test_an_address_that_is_none_is_refused_without_its_password(project: Projec
     assert "secret" not in ended.stderr
 
 
+def test_a_user_who_may_not_do_it_is_told_what_to_allow_and_nobody_sees_the_password(
+    project: Project, server_binary: str | Path | None
+) -> None:
+    with EmbeddedServer(binary=server_binary) as secured:
+        asyncio.run(_allow(secured.url, "reader", "~*", "+@read", "+@connection"))
+        asyncio.run(_allow(secured.url, "runnel", *NEEDED.split()[2:]))
+
+        def run(*command: str, user: str) -> tuple[int, str]:
+            url = secured.url.replace("redis://", f"redis://{user}@" if user else "redis://")
+            ended = project.run(*command, RUNNEL_REDIS_URL=url, RUNNEL_SEND_TIMEOUT="1")
+            assert "secret" not in ended.stdout + ended.stderr
+            assert "Traceback" not in ended.stderr
+            return ended.returncode, ended.stderr
+
+        for command in (["status", "shop:app"], ["send", "shop:orders", '{"order_id": 1}'], ["worker", "shop:app"]):
+            status, said = run(*command, user="reader:secret")
+            assert status == 4
+            assert "redis://reader:***@" in said
+            assert f"ACL SETUSER NAME {NEEDED}" in said
+            status, said = run(*command, user="reader:secret-not")
+            assert status == 3
+            assert "refused the user or password" in said
+            assert "redis://USER:PASSWORD@HOST:PORT" in said
+        assert run("send", "shop:orders", '{"order_id": 1}', user="runnel:secret") == (0, "")
+        assert run("worker", "shop:app", "--burst", user="runnel:secret")[0] == 0, "what is said to be needed is enough"
+        asyncio.run(_allow(secured.url, "default"))
+        for command in (["status", "shop:app"], ["send", "shop:orders", '{"order_id": 1}'], ["worker", "shop:app"]):
+            status, said = run(*command, user="")
+            assert (status, "refused the user or password" in said) == (3, True), said
+
+
+def test_a_server_that_is_full_says_what_to_do_and_how_far_a_file_was_sent(
+    project: Project, server_binary: str | Path | None
+) -> None:
+    (project.directory / "data.jsonl").write_text("".join(f'{{"order_id": {n}}}\n' for n in range(1_000)))
+    with EmbeddedServer(binary=server_binary, extra=["--maxmemory", "1"]) as full:
+        variables = {"RUNNEL_REDIS_URL": full.url, "RUNNEL_SEND_TIMEOUT": "0.5"}
+        ended = project.run("sendmany", "shop:orders", "data.jsonl", **variables)
+    assert ended.returncode == 3
+    first, last = ended.stderr.splitlines()
+    assert first == "Not finished: 0 events sent, up to line 0, and perhaps some up to line 1,000."
+    assert "cannot serve now: OOM" in last
+    assert "raise maxmemory" in last
+
+
+def test_a_database_that_there_is_not_is_named(project: Project, server_binary: str | Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as other:
+        ended = project.run("status", "shop:app", "--redis-url", url := f"{other.url}/99")
+    assert ended.returncode == 4
+    assert f"{url} has no such database." in ended.stderr
+
+
+def test_a_key_of_somebody_else_is_named(project: Project) -> None:
+    project.send(1)
+    key = f"runnel:{{{project.environment['TEST_APP']}/orders}}:meta"
+
+    async def replace() -> None:
+        link = Endpoint(project.environment["RUNNEL_REDIS_URL"]).link()
+        await link.call("DEL", key)
+        await link.call("SET", key, "mine")
+        await link.close()
+
+    asyncio.run(replace())
+    for command in (["status", "shop:app"], ["send", "shop:orders", '{"order_id": 1}']):
+        ended = project.run(*command)
+        assert ended.returncode == 1
+        assert f'has something else under "{key}"' in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+async def _allow(url: str, user: str, *rules: str) -> None:
+    link = Endpoint(url).link()
+    await link.call("ACL", "SETUSER", user, "on", ">secret", *rules)
+    await link.close()
+
+
 # send
 
 
@@ -439,6 +523,46 @@ def test_sendmany_refuses_what_makes_no_sense(project: Project, arguments: list[
     assert message in ended.stderr
 
 
+def test_what_cannot_be_read_or_written_is_named(project: Project) -> None:
+    project.strict()
+    lines = project.directory / "data.jsonl"
+    lines.write_text('{"order_id": 1}\n')
+    (project.directory / "data.jsonl.rejected").mkdir()
+    ended = project.run("sendmany", "shop:orders", "data.jsonl")
+    assert ended.returncode == 2
+    assert 'Cannot write bad lines to "data.jsonl.rejected"' in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_lines_without_sense_are_bad_lines_and_the_others_are_sent(project: Project) -> None:
+    (project.directory / "deep.jsonl").write_text("[" * 100_000 + '\n{"order_id": 1}\n')
+    (project.directory / "open.csv").write_text(f'order_id,note\n1,"open\n{"x" * 200_000}\n2,fine\n')
+    for name, reason in {"deep.jsonl": "line 1: The value is not valid JSON", "open.csv": "it is not CSV"}.items():
+        ended = project.run("sendmany", "shop:orders", name)
+        assert ended.returncode == 1
+        assert reason in ended.stderr
+        assert ended.stderr.endswith(f"1 event sent.\n1 bad line, see {name}.rejected.\n")
+
+
+def test_stdin_is_utf8_whatever_the_locale(project: Project) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert project.run("send", "shop:orders", "-", stdin='{"order_id": 1, "note": "größe"}', **plain).returncode == 0
+    assert "größe" in project.run("tail", "shop:orders").stdout
+    for command in ("send", "sendmany"):
+        (project.directory / "latin").write_bytes(b'{"order_id": 2, "note": "\xff"}')
+        ended = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m runnel {command} shop:orders - < latin"],
+            cwd=project.directory,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert "The value does not fit Order" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
 def test_lines_that_are_not_utf8_are_bad_lines(project: Project) -> None:
     (project.directory / "data.jsonl").write_bytes(b'{"order_id": 1, "note": "\xff"}\n{"order_id": 2}\n')
     ended = project.run("sendmany", "shop:orders", "data.jsonl")
@@ -512,6 +636,43 @@ def test_nothing_is_coloured_in_a_pipe(project: Project) -> None:
     for command in (["worker", "nothing"], ["--help"], ["processor", "reset", "shop:printer", "--start", "0"]):
         ended = project.run(*command)
         assert "\x1b" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_terminal_cannot_show_is_escaped(project: Project, encoding: str) -> None:
+    project.run("send", "shop:orders", '{"order_id": 1, "note": "5 €"}')
+    shown = project.run("tail", "shop:orders", PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert '"note":"5 \\u20ac"' in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("status shop:app <&-", 0, ""),
+        ("status shop:app >&-", 0, ""),
+        ("worker shop:app --burst <&- >&- 2>/dev/null", 0, ""),
+        ("send shop:orders - <&-", 2, "Error: There is nothing to read: standard input is closed.\n"),
+        pytest.param(
+            *("tail shop:orders >/dev/full", 1, "Error: The output cannot be written, since the disk is full.\n"),
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here"),
+        ),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(
+    project: Project, command: str, status: int, said: str
+) -> None:
+    project.send(1)
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m runnel {command}"],
+        cwd=project.directory,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (status, said)
 
 
 def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -320,6 +321,24 @@ def test_who_follows_a_stream_waits_for_the_end_of_an_outage(
         following.says('"order_id":2')
         assert following.stop(signal.SIGINT) == 130
         assert following.stderr.count("\n") == 2, following.stderr
+
+
+# sendmany
+
+
+def test_a_file_that_is_interrupted_was_sent_up_to_a_line(project: Project) -> None:
+    lines = "".join(f'{{"order_id": {n}}}\n' for n in range(1_000))
+    (project.directory / "data.jsonl").write_text(lines)
+    sending = project.start("sendmany", "shop:orders", "data.jsonl", "--rate", "50")
+    until(lambda: project.waiting("printer") >= 20)
+    assert sending.stop(signal.SIGINT) == 130
+    said = re.fullmatch(
+        r"Not finished: (\d+) events sent, up to line (\d+)(?:, and perhaps some up to line (\d+))?\.\n", sending.stderr
+    )
+    assert said, sending.stderr
+    sent, through, perhaps = (int(number or 0) for number in said.groups())
+    assert sent == through
+    assert sent <= project.waiting("printer") <= max(sent, perhaps)
 
 
 # dev

@@ -167,6 +167,8 @@ def test_the_compose_file_is_one_and_runs_two_workers_on_a_server_that_keeps_its
     assert services["worker"]["environment"]["RUNNEL_REDIS_URL"] == "redis://valkey:6379"
     assert "/data" in services["valkey"]["volumes"][0], "the append-only file outlives the container"
     assert services["valkey"]["healthcheck"]["test"]
+    for name in ("valkey", "worker"):
+        assert services[name]["restart"] == "unless-stopped", "it comes back when the machine was restarted"
     for name, service in services.items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -194,7 +196,9 @@ def test_a_doctor_finds_nothing_to_be_mended_on_the_server_of_the_compose_file(
 def test_the_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
     named = manifest("kustomization")["resources"]
     assert sorted(named) == sorted(
-        path.name for path in (DEPLOY / "kubernetes").iterdir() if path.stem not in ("kustomization", "scaledobject")
+        path.name
+        for path in (DEPLOY / "kubernetes").iterdir()
+        if path.stem not in ("kustomization", "podmonitor", "scaledobject")
     )
     for name in named:
         kubernetes_validate.validate(manifest(name.removesuffix(".yaml")), version, strict=True)
@@ -225,6 +229,11 @@ def test_the_manifests_speak_of_the_same_pods_port_and_probes() -> None:
     for name in ("configMapRef", "secretRef"):
         (source,) = [one[name]["name"] for one in container["envFrom"] if name in one]
         assert source == manifest("configmap" if name == "configMapRef" else "secret")["metadata"]["name"]
+    monitored = manifest("podmonitor")
+    assert (monitored["apiVersion"], monitored["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitored["spec"]["selector"]["matchLabels"] == labels
+    (endpoint,) = monitored["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
     uid = of_image("USER")[-1].partition(":")[0]
     assert str(deployment["template"]["spec"]["securityContext"]["runAsUser"]) == uid
 
@@ -238,8 +247,9 @@ def test_keda_scales_the_deployment_between_one_worker_and_one_per_partition() -
     assert spec["maxReplicaCount"] == Settings(name="any").partition_count
     (trigger,) = spec["triggers"]
     assert trigger["type"] == "prometheus"
-    assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold"}
+    assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold", "ignoreNullValues"}
     assert float(trigger["metadata"]["threshold"]) > 0
+    assert trigger["metadata"]["ignoreNullValues"] == "false", "no series is no lag of 0: then `fallback` counts"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

@@ -212,6 +212,7 @@ def test_in_containers_two_workers_get_the_signals_and_enough_time_and_are_not_r
     assert worker["deploy"]["replicas"] == 2
     assert worker["environment"]["RUNNEL_REDIS_URL"] == "redis://valkey:6379"
     assert int(worker["stop_grace_period"].removesuffix("s")) > 30
+    assert {service["restart"] for service in services.values()} == {"unless-stopped"}
     assert "--maxmemory-policy noeviction" in services["valkey"]["command"]
     assert "--appendonly yes" in services["valkey"]["command"]
 

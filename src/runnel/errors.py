@@ -27,6 +27,7 @@
     ├─ BenchError                  a measurement failed
     ├─ ProjectError                a project cannot be created there                 exit status 2
     ├─ RedisError                  the server refused a command
+    │  └─ NotAllowed                  it does not allow the user that                exit status 4
     └─ RedisUnavailable            no answer from the server; may pass               exit status 3
        ├─ NotDurable                  stored, but not where the stream's durability asks for it
        └─ StreamMoving                the stream is being moved to another server
@@ -46,6 +47,7 @@ __all__ = [
     "MoveFailed",
     "NoSuchLetter",
     "NoSuchPlace",
+    "NotAllowed",
     "NotDurable",
     "NotQuarantined",
     "PartitionKeyError",
@@ -179,6 +181,12 @@ class ProjectError(RunnelError):
 
 class RedisError(RunnelError):
     """The server answered with an error that waiting does not mend."""
+
+
+class NotAllowed(RedisError):
+    """The server does not allow the user of the URL to do that, or does not have the database of the URL."""
+
+    exit_status = 4
 
 
 class RedisUnavailable(RunnelError):

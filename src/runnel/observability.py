@@ -83,6 +83,7 @@ class LogSubscriber:
         self._released: Counter[str] = Counter()
         self._lost: Counter[tuple[str, str]] = Counter()
         self._away: list[str] = []  # operations that wait for Redis: an outage is one line, not one for each
+        self._longest = 0.0  # seconds that one of them has waited in this outage
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, announcement: i.Announcement) -> None:
@@ -168,14 +169,18 @@ class LogSubscriber:
                 self._with_traceback(error, "background task failed", task=task)
             case i.RedisLost(role, error):
                 first = not self._away
+                self._longest = 0.0 if first else self._longest
                 self._away.append(role)
                 (log.warning if first else log.debug)(
                     "waiting for Redis", operation=role, error=getattr(error, "what", str(error))
                 )
             case i.RedisRecovered(role, seconds):
                 self._away.remove(role)
-                last = not self._away
-                (log.info if last else log.debug)("Redis is back", operation=role, seconds=round(seconds, 2))
+                self._longest = max(self._longest, seconds)
+                if self._away:
+                    log.debug("Redis is back", operation=role, seconds=round(seconds, 2))
+                else:  # the one that is last to be back has not waited the longest
+                    log.info("Redis is back", operation=role, seconds=round(self._longest, 2))
             case i.RedisGivenUp(role):
                 self._away.remove(role)
                 log.debug("not waiting for Redis any more", operation=role)

@@ -16,6 +16,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 
 from runnel._redis.durability import PRIMARY, Confirmation
+from runnel._redis.refusals import CURES, refused
 from runnel._redis.urls import masked, not_a_url
 from runnel.errors import NotDurable, RedisError, RedisUnavailable
 
@@ -55,6 +56,9 @@ _DEMOTED = ("READONLY", "MASTERDOWN", "UNBLOCKED")
 
 _DEMOTED_MEANWHILE = "cannot be used with replica instances"
 """What WAIT and WAITAOF say where the command before them has still found a primary."""
+
+_UNKNOWN_USER = ("NOAUTH ", "ERR Protocol error: unauthenticated")
+"""What it says to who has not given a password; the latter where the command is a long one."""
 
 _ELSEWHERE = ("MOVED ", "ASK ")
 """What a node of a cluster says that does not serve the slot of a key."""
@@ -169,7 +173,10 @@ class Endpoint:
         if isinstance(error, ConnectionRefusedError) or isinstance(error.__context__, ConnectionRefusedError):
             detail = "connection refused"
         elif isinstance(error, exceptions.AuthenticationError):
-            return RedisUnavailable(f"{self.safe_url} refused the user or password ({detail}).")
+            return RedisUnavailable(
+                f"{self.safe_url} refused the user or password ({detail.rstrip('.')}).",
+                "Give the right ones in the URL: redis://USER:PASSWORD@HOST:PORT, with %40 for an @ in the password.",
+            )
         return RedisUnavailable(
             f"Cannot reach {self.safe_url} ({detail.rstrip('.')}).",
             "Start a server with `runnel server`, or name another one: --redis-url, redis_url in App(...), or "
@@ -333,8 +340,11 @@ class Link:
                 await self._drop()
                 self.endpoint.doubt()
             if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
-                raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}") from error
-            raise RedisError(text.removeprefix("ERR ")) from error
+                cure = CURES.get(text.partition(" ")[0], "")
+                raise RedisUnavailable(f"{self.endpoint.safe_url} cannot serve now: {text}", cure) from error
+            if text.startswith(_UNKNOWN_USER):
+                raise self.endpoint.unreachable(exceptions.AuthenticationError(text.partition(" ")[2])) from error
+            raise refused(self.endpoint.safe_url, command, text) from error
         except NotDurable:
             raise  # the connection is sound
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:

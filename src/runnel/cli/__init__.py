@@ -18,6 +18,7 @@ from runnel.cli.running import worker
 from runnel.cli.sending import send, sendmany
 from runnel.cli.serving import server
 from runnel.cli.streams import stream_app
+from runnel.cli.terminal import tolerate
 
 __all__ = [
     "app",
@@ -68,6 +69,7 @@ def _options(
 
 def main() -> None:
     """The entry point. Ends the process with the status of the command."""
+    tolerate()
     try:
         app()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import io
 import json
 import sys
 import time
@@ -37,9 +38,36 @@ def send(
 ) -> None:
     """Send one event. Prints its id."""
     to = load(stream, Stream, "runnel send", redis_url=redis_url)
-    record = parse_record(to, sys.stdin.read() if value == "-" else value)
+    record = parse_record(to, _stdin().read() if value == "-" else value)
     for entry_id in run(_send(to, [record])):
         output.print(entry_id, markup=False)
+
+
+def _stdin() -> TextIO:
+    """Standard input, read like a file: whatever the locale, JSON is UTF-8, and what is not is a bad line.
+
+    Raises:
+        TargetError: it is closed.
+    """
+    if sys.stdin is None:
+        raise TargetError("There is nothing to read: standard input is closed.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+    return sys.stdin
+
+
+def _opened(file: Path) -> TextIO:
+    """A file, or standard input.
+
+    Raises:
+        TargetError: it cannot be read.
+    """
+    if str(file) == "-":
+        return _stdin()
+    try:
+        return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise TargetError(f'Cannot read "{file}": {error.strerror}.') from None
 
 
 async def _send(stream: Stream[Any], records: list[Record]) -> list[str]:
@@ -84,11 +112,11 @@ async def _send_lines(
     stream: Stream[Any], file: Path, *, on_error: str, rate: float | None, dry_run: bool
 ) -> tuple[int, int]:
     rejects = Rejects(None if str(file) == "-" else file.with_name(file.name + ".rejected"))
-    sent = 0
+    sent = number = through = 0  # through: the line of the last event that was sent
     batch: list[Record] = []
     most = BATCH if rate is None else max(1, min(BATCH, int(rate / 10)))
     started = time.monotonic()
-    source = sys.stdin if str(file) == "-" else file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    source = _opened(file)
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -102,10 +130,10 @@ async def _send_lines(
     )
 
     async def flush() -> None:
-        nonlocal sent
+        nonlocal sent, through
         if batch and not dry_run:
             await stream.send(*batch)
-        sent += len(batch)
+        sent, through = sent + len(batch), number
         batch.clear()
         elapsed = time.monotonic() - started
         progress.update(task, completed=sent, rate=f"{sent / max(elapsed, 1e-9):,.0f}")
@@ -114,22 +142,30 @@ async def _send_lines(
 
     with source, rejects, progress:
         task = progress.add_task(f"to {stream.name}", total=None, rate="0")
-        async with app_of(stream):
-            for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
-                try:
-                    if isinstance(value, RecordError):
-                        raise value
-                    record = parse_record(stream, value)
-                    stream.partition_of(record)
-                except RecordError as error:
-                    rejects.add(number, line, error)
-                    if on_error == "stop":
-                        break
-                    continue
-                batch.append(record)
-                if len(batch) >= most:
-                    await flush()
-            await flush()
+        try:
+            async with app_of(stream):
+                for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
+                    try:
+                        if isinstance(value, RecordError):
+                            raise value
+                        record = parse_record(stream, value)
+                        stream.partition_of(record)
+                    except RecordError as error:
+                        rejects.add(number, line, error)
+                        if on_error == "stop":
+                            break
+                        continue
+                    batch.append(record)
+                    if len(batch) >= most:
+                        await flush()
+                await flush()
+        except BaseException:  # Ctrl-C, or Redis has failed: whoever goes on has to know where
+            if not dry_run:
+                perhaps = f", and perhaps some up to line {number:,}" if batch else ""
+                notes.print(
+                    f"Not finished: {_number(sent, 'event')} sent, up to line {through:,}{perhaps}.", markup=False
+                )
+            raise
     return sent, rejects.number
 
 
@@ -141,7 +177,14 @@ def _values(source: TextIO, *, as_csv: bool) -> Iterator[tuple[int, str, str | R
                 yield number, line.rstrip("\r\n"), line
         return
     reader = csv.DictReader(source, restkey=_FURTHER)
-    for row in reader:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # an open quotation mark, for instance: it goes on with the next line
+            yield reader.reader.line_num, "", RecordError(f"it is not CSV: {error}")
+            continue
         further = row.pop(_FURTHER, None)
         given = {name: value for name, value in row.items() if value is not None}
         line = ",".join([*given.values(), *(further or ())])
@@ -163,7 +206,10 @@ class Rejects:
         self.number = 0
         self._path = path
         if path is not None:
-            path.unlink(missing_ok=True)  # ours, of an earlier run
+            try:
+                path.unlink(missing_ok=True)  # ours, of an earlier run
+            except OSError as failed:
+                raise _not_written(path, failed) from None
         self._file: TextIO | None = None
 
     def add(self, number: int, line: str, error: Exception) -> None:
@@ -177,7 +223,10 @@ class Rejects:
             notes.print("... further bad lines are in the file only", style="yellow", markup=False)
         if self._path is not None:
             if self._file is None:
-                self._file = self._path.open("w", encoding="utf-8", errors="surrogateescape")
+                try:
+                    self._file = self._path.open("w", encoding="utf-8", errors="surrogateescape")
+                except OSError as failed:
+                    raise _not_written(self._path, failed) from None
             self._file.write(json.dumps({"line": number, "reason": reason, "value": line}) + "\n")
 
     def __enter__(self) -> "Rejects":
@@ -186,6 +235,10 @@ class Rejects:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _not_written(path: Path, error: OSError) -> TargetError:
+    return TargetError(f'Cannot write bad lines to "{path}": {error.strerror}. From stdin (-), they are shown instead.')
 
 
 def parse_record(stream: Stream[Any], value: str) -> Record:
@@ -197,7 +250,7 @@ def parse_record(stream: Stream[Any], value: str) -> Record:
     name = stream.record.__name__
     try:
         given = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             f"The value is not valid JSON: {error}. It should be an object with {_fields(stream)}."
         ) from None

@@ -122,7 +122,7 @@ def _guarded(name: str, importing: Any) -> Any:
     except SyntaxError as error:
         lines = "".join(traceback.format_exception_only(error)).rstrip()
         raise TargetError(f'"{name}" cannot be imported:\n{lines}') from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # of a script that runs when it is imported
         raise TargetError(f'"{name}" cannot be imported:\n{_outside_importlib(error)}') from None
 
 
@@ -160,7 +160,9 @@ def _attribute(module: ModuleType, attribute: str, kind: type[T], command: str) 
         found = getattr(found, part)
     if isinstance(found, kind):
         return found
-    article = next((words for other, words in _ARTICLES.items() if isinstance(found, other)), f"{found!r:.60}")
+    # Not its repr, which may have a password in it.
+    other = f"the class {found.__name__}" if isinstance(found, type) else f"of the type {type(found).__name__}"
+    article = next((words for known, words in _ARTICLES.items() if isinstance(found, known)), other)
     names = [name for name, value in vars(module).items() if isinstance(value, kind)]
     hint = f" Try: {command} {module.__name__}:{names[0]}" if names else ""
     raise TargetError(f'"{module.__name__}:{attribute}" is {article}; `{command}` needs {_ARTICLES[kind]}.{hint}')

@@ -1,8 +1,11 @@
 """What commands share: consoles, errors as one message, and the event loop."""
 
 import asyncio
+import errno
 import functools
+import io
 import json
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing
@@ -32,6 +35,7 @@ __all__ = [
     "show_json",
     "show_table",
     "span",
+    "tolerate",
     "watching",
 ]
 
@@ -61,8 +65,30 @@ def reporting(command: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:  # `| head`
             sys.stdout = None
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            sys.stdout = None
+            notes.print("Error: The output cannot be written, since the disk is full.", markup=False)
+            raise typer.Exit(1) from None
 
     return wrapped
+
+
+def tolerate() -> None:
+    """Run with whatever standard streams there are.
+
+    A character that the encoding of a stream does not have is written as its escape. A closed descriptor is opened on
+    nothing: otherwise the next socket gets its number, and libuv ends the process when it closes that.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def loop_name() -> str:

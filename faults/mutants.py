@@ -105,7 +105,7 @@ def _commit_first() -> None:
 
     async def events(self: Events[Any], loop: Any) -> AsyncGenerator[Event[Any], None]:
         async for event in original(self, loop):
-            await self._settle()
+            await self._settle(loop)
             yield event
 
     Events._events = events  # type: ignore[method-assign]

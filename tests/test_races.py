@@ -11,6 +11,7 @@ import pytest
 from simulation.calls import Reply
 from simulation.judge import Violation, must
 from simulation.laboratory import CORRECT, Laboratory, Mutant
+from simulation.members import Member
 from simulation.seats import JOIN_DELAY, PARTITIONS, SESSION
 from simulation.world import HOUR, World
 
@@ -87,6 +88,16 @@ def a_restart_in_the_first_millisecond_of_a_group_evicts_nobody(world: World) ->
     must(second.name.encode() in members, "after a restart nobody is dead for want of a connection", str(members))
 
 
+def _frozen_and_replaced(world: World, first: Member) -> Member:
+    first.freeze(True)
+    second = world.join()
+    for _ in range(12):
+        world.tick(100)
+        second.beat()
+        second.work()
+    return second
+
+
 def an_answer_that_was_long_on_its_way_does_not_prolong_a_lease(world: World) -> None:
     # 1. a heartbeat is answered, and its member frozen before it hears that  2. the session ends, and the partitions
     # go to another  3. the member wakes up, hears the answer, and goes on with what it had read
@@ -94,12 +105,7 @@ def an_answer_that_was_long_on_its_way_does_not_prolong_a_lease(world: World) ->
     world.producers[0].send(0, 3)
     first.work()
     first.beat(Reply.HELD)
-    first.freeze(True)
-    second = world.join()
-    for _ in range(12):
-        world.tick(100)
-        second.beat()
-        second.work()
+    second = _frozen_and_replaced(world, first)
     first.freeze(False)
     first.beat()
     first.step("finish", Reply.HEARD)
@@ -113,12 +119,7 @@ def a_lease_does_not_revive_with_the_next_seat(world: World) -> None:
     first = world.join()
     world.producers[0].send(0, 3)
     first.work()
-    first.freeze(True)
-    second = world.join()
-    for _ in range(12):
-        world.tick(100)
-        second.beat()
-        second.work()
+    _frozen_and_replaced(world, first)
     first.deafen(True)
     first.freeze(False)
     first.beat()

@@ -74,7 +74,10 @@ def give(scene: Scene, body: str) -> int:
     scene.orders += 1
     files = [scene.stage.directory / f"p{n}.orders" for n in range(len(scene.stage.producers))]
     free = [path for path in files if not path.exists()]  # the others have not taken their last order yet
-    scene.rng.choice(free or files).write_text(f"{body} {scene.orders}")
+    file = scene.rng.choice(free or files)
+    draft = file.with_suffix(".draft")
+    draft.write_text(f"{body} {scene.orders}")
+    draft.rename(file)  # a producer that finds it, finds it whole
     return scene.orders
 
 

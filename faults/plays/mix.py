@@ -65,7 +65,6 @@ async def scale(scene: Scene) -> None:
 STROKES: tuple[Stroke, ...] = (
     processes.kill_one,
     processes.kill_one,
-    processes.hold_one,
     processes.replace_one,
     freeze,
     block,
@@ -85,8 +84,8 @@ STROKES: tuple[Stroke, ...] = (
     servers.command_with_harm,
 )
 
-ALONE: tuple[Stroke, ...] = (poison.delete_unread,)
-"""What waits for others to do their work."""
+ALONE: tuple[Stroke, ...] = (poison.delete_unread, processes.hold_one)
+"""What waits for others to do their work: an order may be lost when the server crashes at the same time."""
 
 
 async def mix(scene: Scene) -> None:

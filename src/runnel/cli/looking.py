@@ -31,7 +31,7 @@ from runnel.cli.terminal import (
 )
 from runnel.errors import DecodeError
 from runnel.events import Event
-from runnel.instruments import Announcement, RedisGivenUp, RedisLost, RedisRecovered
+from runnel.instruments import Announcement, RedisLost, RedisRecovered
 from runnel.streams import Stream
 
 __all__ = ["AppTarget", "event_data", "event_text", "lag", "status", "tail"]
@@ -162,7 +162,7 @@ def _outages() -> Callable[[Announcement], None]:
                 away += 1
                 if away == 1:
                     notes.print(getattr(error, "what", str(error)), style="red", markup=False)
-            case RedisRecovered() | RedisGivenUp():
+            case RedisRecovered():
                 away -= 1
                 if away == 0:
                     notes.print("Redis answers again.", markup=False)

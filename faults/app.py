@@ -155,11 +155,11 @@ _acquire, _commit = scripts.acquire, scripts.commit
 
 
 async def acquire(
-    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str
+    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str, known: tuple[int, bytes]
 ) -> scripts.Acquired | scripts.Stale:
     """The product's own, with a line for each answer."""
     sent = time.monotonic()
-    answer = await _acquire(link, keys, processor, partition, token, member)
+    answer = await _acquire(link, keys, processor, partition, token, member, known)
     told = (
         ("STALE", "-", 0, "-")
         if isinstance(answer, scripts.Stale)

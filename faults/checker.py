@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from faults.history import Acquire, Commit, Effect, EntryId, History, Send, Serial
-from faults.known import Known
+from faults.known import Known, may_have_taken
 from faults.ownership import one_owner_acts, only_owners_act, tokens_fence
 from faults.positions import (
     commits_form_a_chain,
@@ -20,13 +20,6 @@ from faults.positions import (
 from faults.violation import Violation
 
 __all__ = ["CHECKS", "Violation", "check"]
-
-CRASH_LOSS = 2.5
-"""Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
-sync under way may be a second late; the rest is for the clock of the one who was told."""
-
-UNREPLICATED = 0.5
-"""Seconds before a fail-over from which confirmed writes may be gone where nobody waits for a replica."""
 
 UNTIL_REWOUND = 2.0
 """Seconds that a worker may go on with what it has read from a primary that is none any more."""
@@ -79,11 +72,7 @@ def _unexcused(known: Known, send: Send, partition: int) -> str:
     for d in known.destroyed(partition):
         if d.kind == "forget":
             continue  # that takes no events
-        if d.kind == "crash" and not (send.invoked <= d.started and d.started - CRASH_LOSS <= send.ended <= d.ended):
-            continue  # confirmed long before, or by the server that was started again
-        if d.kind == "lossy fail-over" and not d.started - UNREPLICATED <= send.ended <= d.ended:
-            continue
-        if d.kind == "destroy" and send.invoked > d.ended:
+        if not may_have_taken(d, send.invoked, send.ended):
             continue
         if (skipped := _handled_behind(known, partition, send, d.started)) is not None:
             return f"it is gone with the {d.kind}, but had been skipped: {skipped}"

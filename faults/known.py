@@ -22,9 +22,16 @@ from faults.records import PARTITIONS
 from runnel._core.routing import DEFAULT_HASHER
 from runnel._core.routing import partition_of as route
 
-__all__ = ["ROUNDED", "Known"]
+__all__ = ["ROUNDED", "Known", "may_have_taken"]
 
 T = TypeVar("T", Effect, Acquire, Commit, Look)
+
+CRASH_LOSS = 2.5
+"""Seconds before a crash of the server from which confirmed writes may be gone: it syncs its file once a second, and a
+sync under way may be a second late; the rest is for the clock of the one who was told."""
+
+UNREPLICATED = 0.5
+"""Seconds before a fail-over from which confirmed writes may be gone where nobody waits for a replica."""
 
 AFTER_FREEZE = 0.2
 """Seconds after the end of a freeze within which what was under way may still end."""
@@ -144,6 +151,12 @@ class Known:
             if d.kind in ("crash", "destroy", "forget", "lossy fail-over") and d.partition in (None, partition):
                 yield d
 
+    def undone(self, partition: int, write: Acquire, until: float) -> bool:
+        """Whether the server may have lost until then that it let somebody acquire."""
+        return any(
+            d.started <= until and may_have_taken(d, write.sent, write.answered) for d in self.destroyed(partition)
+        )
+
     def failed_over(self, partition: int, since: float, until: float) -> bool:
         """Whether there may have been two primaries at some time between two times: who answered may be the old one."""
         return any(
@@ -153,6 +166,16 @@ class Known:
             and d.ended >= since
             for d in self.history.disturbances
         )
+
+
+def may_have_taken(d: Disturbance, sent: float, answered: float) -> bool:
+    """Whether what destroyed data may have taken a write: not one from long before a crash, nor a later one."""
+    match d.kind:
+        case "crash":
+            return sent <= d.started and d.started - CRASH_LOSS <= answered <= d.ended
+        case "lossy fail-over":
+            return d.started - UNREPLICATED <= answered <= d.ended
+    return sent <= d.ended
 
 
 def _reports_loss(note: Note, partition: int) -> bool:

@@ -10,14 +10,18 @@ __all__ = ["longest_overlap", "longest_standstill", "one_owner_acts", "only_owne
 
 
 def tokens_fence(known: Known) -> Iterator[Violation]:
-    """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one."""
+    """C4: tokens grow, each belongs to one process, and nothing is accepted under an old one.
+
+    Where the server has lost that somebody acquired, the one before may be the owner again, under its token.
+    """
     for partition, acquires in known.acquires.items():
         highest: Acquire | None = None
         owner: dict[int, int] = {}
         for acquire in acquires:
             if owner.setdefault(acquire.token, acquire.pid) != acquire.pid:
                 yield Violation("C4", f"one token, two processes: {acquire}", acquire.answered, partition)
-            if highest is not None and acquire.token < highest.token and acquire.sent > highest.answered:
+            fell = highest is not None and acquire.token < highest.token and acquire.sent > highest.answered
+            if highest is not None and fell and not known.undone(partition, highest, acquire.answered):
                 yield Violation("C4", f"a token fell: {acquire} after {highest}", acquire.answered, partition)
             if highest is None or acquire.token > highest.token:
                 highest = acquire
@@ -26,10 +30,7 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
                 continue
             for acquire in acquires:
                 if acquire.token > commit.token and acquire.answered < commit.sent:
-                    if any(
-                        d.kind == "lossy fail-over" and d.started <= commit.answered and d.ended >= acquire.sent
-                        for d in known.destroyed(partition)
-                    ):
+                    if known.undone(partition, acquire, commit.answered):
                         continue
                     text = f"{commit} was accepted after {acquire}"
                     yield Violation("C4", text, commit.answered, partition)
@@ -37,7 +38,7 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
         for look in known.looks[partition]:
             for acquire in acquires:
                 if acquire.token > look.token and acquire.answered < look.sent:
-                    if any(d.started <= look.answered and d.ended >= acquire.sent for d in known.destroyed(partition)):
+                    if known.undone(partition, acquire, look.answered):
                         continue
                     if known.failed_over(partition, acquire.sent, look.answered):
                         continue
@@ -62,11 +63,17 @@ def one_owner_acts(known: Known) -> Iterator[Violation]:
     """C5: handlers of two owners of a partition never run at the same time, unless the older one was disturbed.
 
     Even then, it begins no event after its successor has taken over, but for one that it had in its hand when it was
-    frozen.
+    frozen; or where the server has lost that there is a successor.
     """
     for partition, effects in known.effects.items():
         for effect in effects:
-            later = [a for a in known.acquires[partition] if a.token > effect.token and a.answered < effect.started]
+            later = [
+                a
+                for a in known.acquires[partition]
+                if a.token > effect.token
+                and a.answered < effect.started
+                and not known.undone(partition, a, effect.started)
+            ]
             if later and not known.in_hand(effect):
                 yield Violation("C5", f"an old owner began: {effect} after {later[0]}", effect.started, partition)
         for older, newer in _at_once(effects):

@@ -586,17 +586,21 @@ async def test_a_silent_member_that_is_connected_lives_until_its_connection_is_g
     assert len(b.held) == 4
 
 
-@pytest.mark.parametrize("first_millisecond", [False, True])
-async def test_after_a_restart_of_the_server_nobody_is_dead_for_want_of_a_connection(
-    group: Group, first_millisecond: bool
-) -> None:
-    # 1. the server restarts  2. the first member that is back sees that the others are not connected  3. they are on
-    # their way, like itself
+@pytest.mark.parametrize("how", ["restart", "restart in the first millisecond", "fail-over and back"])
+async def test_after_a_restart_of_the_server_nobody_is_dead_for_want_of_a_connection(group: Group, how: str) -> None:
+    # 1. the server restarts, or is the primary again after another one  2. the first member that is back sees that the
+    # others are not connected  3. they are on their way, like itself
     group = replace(group, silence=0)
     a, b = group.member("a"), replace(group, session=2000).member("b")
     await a.join()
-    await group.link.call("HSET", group.keys.group, "run", "another")
-    if first_millisecond:  # of the group: the server's clock stands still for the next call, so the logical one is at 0
+    if how == "fail-over and back":
+        await group.link.call("REPLICAOF", "127.0.0.1", "1")
+        await group.link.call("REPLICAOF", "NO", "ONE")
+    else:
+        await group.link.call("HSET", group.keys.group, "run", "another")
+    if (
+        how == "restart in the first millisecond"
+    ):  # of the group: the server's clock stands still for the next call, so the logical one is at 0
         await group.link.call("HSET", group.keys.group, "clock", 0, "now", 99_999_999_999_999)
     restart = time.monotonic()
     await b.join()

@@ -27,6 +27,7 @@ from runnel._redis.link import Endpoint, Link
 from runnel._redis.queries import MOVED, publish
 from runnel._redis.scripts import reset
 from runnel._worker import Worker
+from runnel._worker.heartbeats import Heartbeats
 from runnel._worker.reader import Reader
 from runnel.errors import ConfigurationError
 from runnel.feed import Feed
@@ -524,6 +525,28 @@ async def test_a_lease_does_not_revive_when_a_member_that_was_evicted_is_back(ap
         await eventually(lambda: back.is_set() and len(handled) > 20_000, timeout=20)
     # The one that was in progress.
     assert handled.count((True, False)) == 1, "events were handed out under the lease of the seat that was lost"
+
+
+async def test_a_lease_is_not_renewed_before_the_loop_has_seen_what_it_was_told(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was told may be that a partition is wanted back, which is taken from it after a session."""
+    group.settings["heartbeat_interval"] = 0.05
+    app, stream = group.app()
+    unheard: list[tuple[Any, ...]] = []
+    async with inspecting(app) as redis, running(app) as worker:
+        await eventually(lambda: worker.members and len(worker.members[0].consumers) == group.partitions)
+        lease = worker.members[0].holder.lease
+        with monkeypatch.context() as patched:
+            patched.setattr(Heartbeats, "_deliver", lambda *answer: unheard.append(answer))
+            await redis.link.call("HINCRBY", stream.keys.control("proc").group, "epoch", 1)
+            await eventually(lambda: any(beat.full for _, _, beat, _ in unheard))
+            deadline, number = lease.deadline, len(unheard)
+            await eventually(lambda: len(unheard) >= number + 3)
+            assert lease.deadline == deadline
+        for heartbeats, *answer in unheard:
+            heartbeats._deliver(*answer)
+        await eventually(lambda: lease.deadline > deadline)
 
 
 async def test_a_partition_that_was_moved_by_hand_and_then_lost_does_not_come_back_to_life(

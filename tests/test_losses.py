@@ -10,7 +10,15 @@ from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis import scripts
 from runnel._worker import committer, member
-from runnel.instruments import LogReplaced, LossDetected, PartitionRewound, RedisRecovered
+from runnel.admin import pause_processor, resume_processor
+from runnel.instruments import (
+    LogReplaced,
+    LossDetected,
+    PartitionGained,
+    PartitionRewound,
+    PartitionsPaused,
+    RedisRecovered,
+)
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +51,14 @@ class Case:
     async def committed(self, redis: Inspector, number: int) -> None:
         await eventually(lambda: redis.count(self.stream, "proc"))
         await eventually(lambda: self.seen[-1] == number)
+
+    async def processed(self, redis: Inspector, number: int) -> None:
+        """Wait until so many events are committed."""
+
+        async def reached() -> bool:
+            return await redis.count(self.stream, "proc") == number
+
+        await eventually(reached)
 
 
 @pytest.fixture
@@ -99,6 +115,55 @@ async def test_a_log_that_is_deleted_together_with_the_positions_is_announced_by
         await case.send(4, 5)
         await eventually(lambda: case.seen == [1, 2, 3, 4, 5])
     assert rewound.stored == "0-0"
+
+
+async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(case: Case) -> None:
+    """1. An owner commits, and hands over. 2. The server loses both. 3. It has the partition again by the same token,
+    and a new feed."""
+    keys, positions = case.stream.keys.control("proc"), case.stream.keys.positions(0, "proc")
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await case.processed(redis, 3)
+        kept = {
+            key: await redis.link.call("DUMP", key)
+            for key in (keys.group, keys.members, keys.targets, keys.owners, positions)
+        }
+        await case.send(4, 6)
+        await case.processed(redis, 6)
+        await redis.link.call("HSET", keys.targets, 0, "another")  # 1
+        await redis.link.call("HINCRBY", keys.group, "epoch", 1)
+
+        async def handed_over() -> bool:
+            return not await redis.link.call("EXISTS", keys.owners)
+
+        await eventually(handed_over)
+        await redis.link.call("MULTI")  # 2
+        for key, value in kept.items():
+            await redis.link.call("RESTORE", key, 0, value, "REPLACE")
+        await redis.link.call("EXEC")
+        await eventually(lambda: case.seen == [1, 2, 3, 4, 5, 6, 4, 5, 6])  # 3
+        assert await redis.link.call("HGET", positions, "rollbacks:0") == b"1"
+    [rewound] = case.announced.of(PartitionRewound)
+    assert rewound.reason == "rollback"
+    first, second = case.announced.of(PartitionGained)
+    assert first.token == second.token
+
+
+async def test_a_rollback_while_a_partition_is_parked_is_announced(case: Case) -> None:
+    positions = case.stream.keys.positions(0, "proc")
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await case.processed(redis, 3)
+        kept = await redis.link.call("HGET", positions, 0)
+        await case.send(4, 6)
+        await case.processed(redis, 6)
+        await pause_processor(case.app, "proc")
+        await eventually(lambda: case.announced.of(PartitionsPaused))
+        await redis.link.call("HSET", positions, 0, kept)
+        await resume_processor(case.app, "proc")
+        await eventually(lambda: case.seen == [1, 2, 3, 4, 5, 6, 4, 5, 6])
+    [rewound] = case.announced.of(PartitionRewound)
+    assert rewound.reason == "rollback"
 
 
 async def test_what_a_new_primary_has_below_an_entry_that_was_lost_is_not_skipped(case: Case) -> None:

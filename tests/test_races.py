@@ -88,6 +88,22 @@ def a_restart_in_the_first_millisecond_of_a_group_evicts_nobody(world: World) ->
     must(second.name.encode() in members, "after a restart nobody is dead for want of a connection", str(members))
 
 
+def a_primary_that_was_one_before_evicts_nobody(world: World) -> None:
+    # 1. another primary takes over, and for as long as it is there, nobody beats  2. the first one takes over again,
+    # which has not been started anew  3. nobody is connected, and all were silent for a while
+    first = world.join()
+    second = world.join()
+    world.everybody(2)
+    world.fail_over(back=False)
+    world.tick(SESSION // 2)
+    world.fail_over(back=True)
+    for _ in range(4):
+        world.tick(100)
+        first.beat()
+    members = world.lab.ask("HKEYS", world.control.members)
+    must(second.name.encode() in members, "after a fail-over nobody is dead for want of a connection", str(members))
+
+
 def _frozen_and_replaced(world: World, first: Member) -> Member:
     first.freeze(True)
     second = world.join()
@@ -124,6 +140,27 @@ def a_lease_does_not_revive_with_the_next_seat(world: World) -> None:
     first.freeze(False)
     first.beat()
     first.beat()
+    first.step("finish", Reply.HEARD)
+    first.step("take", Reply.HEARD)
+
+
+def what_is_taken_from_who_is_blocked_is_not_begun(world: World) -> None:
+    # 1. a handler blocks the loop, and heartbeats go on  2. a partition is revoked, and a session later taken as handed
+    # back  3. the handler ends, and before the loop hears of that, it hands out the next event
+    first = world.join()
+    for partition in ALL:
+        world.producers[0].send(partition, 3)
+    first.work()
+    first.block(True)
+    second = world.join()
+    for _ in range(2 * SESSION // 100):
+        world.tick(100)
+        first.beat()
+        second.beat()
+        second.work()
+    must(second.shares, "what is not handed over is taken", str(first.shares))
+    first.deafen(True)
+    first.block(False)
     first.step("finish", Reply.HEARD)
     first.step("take", Reply.HEARD)
 
@@ -305,6 +342,26 @@ def an_acquire_that_was_held_up_does_not_hide_a_move_by_hand(world: World) -> No
     world.judge.check()
 
 
+def what_was_handed_over_and_comes_back_with_a_rollback_is_told(world: World) -> None:
+    # 1. an owner commits, and hands over  2. the server loses both, and who has taken over  3. the partition is its own
+    # again, under the same token, with a new feed
+    first = world.join()
+    world.producers[0].send(2, 3)
+    first.work()
+    world.damage.remember()
+    for _ in range(3):
+        first.work()
+    token = first.shares[2].token
+    second = world.join()
+    world.everybody(6)
+    must(2 in second.shares and 2 not in first.shares, "it is handed over", f"{first.shares}, {second.shares}")
+    world.damage.roll_back()
+    first.beat()
+    must(first.shares[2].token == token, "it comes back", str(first.shares))
+    first.step("acquire", Reply.HEARD)
+    must(world.judge.reports[2], "who goes on below what it had committed says so", str(first.shares[2]))
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
     (
@@ -340,12 +397,20 @@ RACES: list[tuple[Race, Mutant]] = [
         ),
     ),
     (
+        a_primary_that_was_one_before_evicts_nobody,
+        Mutant("after a fail-over nobody is dead", "heartbeat", "(server:match('master_replid:(%w+)') or '')", "''"),
+    ),
+    (
         an_answer_that_was_long_on_its_way_does_not_prolong_a_lease,
         Mutant("one owner at a time", member=frozenset({"lease from the answer"})),
     ),
     (
         a_lease_does_not_revive_with_the_next_seat,
         Mutant("one owner at a time", member=frozenset({"lease that revives"})),
+    ),
+    (
+        what_is_taken_from_who_is_blocked_is_not_begun,
+        Mutant("one owner at a time", member=frozenset({"lease without the loop"})),
     ),
     (
         an_acquire_that_was_held_up_does_not_take_the_partition_back,
@@ -398,6 +463,10 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         an_acquire_that_was_held_up_does_not_hide_a_move_by_hand,
         Mutant("a rollback is real", "commit", "rest == '|taken' and 'RESET' or 'ROLLBACK'", "'ROLLBACK'"),
+    ),
+    (
+        what_was_handed_over_and_comes_back_with_a_rollback_is_told,
+        Mutant("who goes on below what it had committed says so", member=frozenset({"forgets what it committed"})),
     ),
     (
         who_comes_back_to_an_empty_group_waits_for_the_others,

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from runnel._core.assignment import assign
 from runnel._core.entry_ids import BEGINNING, consecutive, parse
-from runnel._redis.scripts import Acquired, Appended, AppendStatus, Batch, Beat, Commit, CommitStatus, Op, Stale
+from runnel._redis.scripts import (
+    NOTHING,
+    Acquired,
+    Appended,
+    AppendStatus,
+    Batch,
+    Beat,
+    Commit,
+    CommitStatus,
+    Op,
+    Stale,
+)
 from simulation.laboratory import as_mapping
 from simulation.owners import PROCESSOR
 from simulation.seats import GRACE, PARTITIONS, SESSION
@@ -50,6 +61,7 @@ class Judge:
         broken: whether a promise was broken; what comes after that proves nothing.
         deleted: the keys that were.
         shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
+        known: (member, partition) -> token and position that the member has last committed, and was not told is gone.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
 
@@ -70,6 +82,7 @@ class Judge:
         self.broken = False
         self.deleted: set[str] = set()
         self.shown: set[int] = set()
+        self.known: dict[tuple[str, int], tuple[int, bytes]] = {}
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
         self.epoch = ""
@@ -242,6 +255,20 @@ class Judge:
             self.lost(partition, answer.lost)
         self.replay(partition)
 
+    def knows(self, member: str, share: "Share") -> None:
+        """A member has heard that it has committed."""
+        self.known[member, share.partition] = share.token, share.committed
+
+    def goes_on(self, member: str, share: "Share", answer: Acquired) -> None:
+        """A member goes on from the position that it has heard."""
+        token, position = self.known.pop((member, share.partition), NOTHING)
+        told = answer.rolled_back or answer.replaced or token != share.token
+        self.must(
+            told or parse(answer.offset) >= parse(position),
+            "who goes on below what it had committed says so",
+            f"{member}, {share.partition}: {answer} after {position!r}",
+        )
+
     def rewound(self, partition: int, status: CommitStatus) -> None:
         if status is not CommitStatus.RESET:
             self.report(partition, status.value)
@@ -283,6 +310,7 @@ class Judge:
         before, after = parse(self.positions.get(partition, BEGINNING)), parse(offset)
         self.excused |= {value for i, value in self.logs[partition].items() if before < parse(i) <= after}
         self.positions[partition] = offset
+        self.known = {where: what for where, what in self.known.items() if where[1] != partition}
         self.unchecked = self.unchecked or set()
 
     def hurt(self, key: str) -> None:

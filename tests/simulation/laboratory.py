@@ -22,7 +22,7 @@ OUTSIDE = {
     "heartbeat": [
         ("redis.call('TIME')", "redis.call('HMGET', 'test', 'seconds', 'micros')"),
         ("redis.call('PUBSUB', 'SHARDNUMSUB', unpack(channels))", "connections(channels)"),
-        ("redis.call('INFO', 'server'):match('run_id:(%w+)')", "redis.call('HGET', 'test', 'run')"),
+        ("redis.call('INFO', 'server', 'replication')", "info()"),
     ],
     "park": [("redis.call('TIME')", "redis.call('HMGET', 'test', 'seconds', 'micros')")],
     "append": [("local id, next_id = nil, '*'", "local id, next_id = nil, stamp(log)")],
@@ -34,6 +34,10 @@ local function connections(channels)
   local counts, connected = {}, redis.call('HMGET', 'test', unpack(channels))
   for i, channel in ipairs(channels) do counts[2 * i - 1], counts[2 * i] = channel, connected[i] or 0 end
   return counts
+end
+local function info()
+  local said = redis.call('HMGET', 'test', 'run', 'replication')
+  return 'run_id:' .. said[1] .. ' master_replid:' .. said[2]
 end
 local function stamp(log)      -- as XADD *: the clock, but not before the last id
   local time = redis.call('HMGET', 'test', 'seconds', 'micros')

@@ -122,11 +122,13 @@ class Member(Owner):
                     continue
                 if status in (CommitStatus.OK, CommitStatus.DUP):
                     share.committed = item.offset
+                    self.world.judge.knows(self.name, share)
                 elif status is CommitStatus.FENCED:
                     self.lose(share)
                 else:
                     self.world.judge.rewound(item.partition, status)
-                    share.rewind()
+                    self.world.judge.known.pop((self.name, item.partition), None)
+                    share.rewind(told=status is not CommitStatus.REPLACED)
             self.tidy()
 
         return Call("commit", compose, answered)
@@ -139,8 +141,7 @@ class Member(Owner):
             answers = now(scripts.losses(self.world.lab, logs, [(share.cursor, share.read) for share in shares]))
             for share, lost in zip(shares, answers, strict=True):
                 if lost < 0:
-                    share.rewind()
-                    share.replaced = True
+                    share.rewind(told=False)
                 elif lost:
                     self.world.judge.lost(share.partition, lost)
                     share.read += lost

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runnel._core.entry_ids import parse
+from runnel._core.entry_ids import BEGINNING
 from runnel._core.lease import Lease
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._core.reconcile import reconcile
@@ -28,7 +28,7 @@ class Share:
         hand: the event that the handler has.
         to_acquire: it was granted, and is not yet acquired.
         probe: commit even without progress.
-        replaced: its log was seen to be another one.
+        told: Redis has said that the position is another one.
         parked: a person has paused the processor, and the member has heard of it.
     """
 
@@ -48,7 +48,7 @@ class Share:
     to_acquire: bool = True
     rewinding: bool = False
     probe: bool = False
-    replaced: bool = False
+    told: bool = False
     parked: bool = False
     drained_at: int = 0
 
@@ -56,7 +56,7 @@ class Share:
         self.buffer.clear()
         self.cursor = self.done = self.committed = offset
         self.count = self.read = count
-        self.stale = self.to_acquire = self.rewinding = self.probe = False
+        self.stale = self.to_acquire = self.rewinding = self.probe = self.told = False
         self.ended = self.parked
 
     def park(self, parked: bool) -> None:
@@ -66,9 +66,9 @@ class Share:
             self.rewinding = self.rewinding or not parked
         self.parked = parked
 
-    def rewind(self) -> None:
+    def rewind(self, *, told: bool) -> None:
         """Finish what is in progress, without a commit, and acquire again."""
-        self.stale = True
+        self.stale, self.told = True, self.told or told
         if self.state is PartitionState.RUNNING:
             self.rewinding = self.ended = True
 
@@ -78,6 +78,7 @@ class Owner(Seat):
 
     Attributes:
         shares: the partitions it holds.
+        committed: partition -> token and position with which it has left off.
         inbox: what the heartbeat thread has heard and the worker's loop has not seen, with the lease of that moment.
         blocked: a handler blocks the worker's loop.
         deaf: the worker's loop acts, and has not yet come to see what the heartbeat thread has heard.
@@ -87,6 +88,7 @@ class Owner(Seat):
     def __init__(self, world: "World", name: str) -> None:
         super().__init__(world, name)
         self.shares: dict[int, Share] = {}
+        self.committed: dict[int, tuple[int, bytes]] = {}
         self.inbox: list[tuple[Beat, Lease]] = []
         self.blocked = self.deaf = False
 
@@ -97,7 +99,9 @@ class Owner(Seat):
     def look_into_inbox(self) -> None:
         """The worker's loop, unless it is blocked by a handler or slow to hear, sees what the heartbeat thread has."""
         while self.inbox and not self.blocked and not self.deaf:
-            self.on_beat(*self.inbox.pop(0))
+            beat, lease = self.inbox.pop(0)
+            self.on_beat(beat, lease)
+            self.seen += beat.known and beat.full
 
     def on_beat(self, beat: Beat, lease: Lease) -> None:
         ends = "lease that does not end" not in self.world.faults
@@ -147,6 +151,8 @@ class Owner(Seat):
 
     def forget(self, share: Share) -> None:
         del self.shares[share.partition]
+        if share.committed != BEGINNING and not share.told and "forgets what it committed" not in self.world.faults:
+            self.committed[share.partition] = share.token, share.committed
         self.calls.pop(f"acquire {share.partition}", None)
 
     def wants_acquire(self, share: Share) -> bool:
@@ -166,10 +172,7 @@ class Owner(Seat):
                 self.releases.append((partition, token))
                 return
             world.judge.told(partition, answer)
-            told = answer.replaced or answer.rolled_back
-            if share.replaced and not told and parse(answer.offset) < parse(share.done):
-                world.judge.report(partition, "rolled back")
-            share.replaced = False
+            world.judge.goes_on(self.name, share, answer)
             share.begin(answer.offset, answer.count)
             if share.state is PartitionState.GRANTED:
                 share.state = advance(share.state, Step.ACQUIRE)
@@ -179,11 +182,14 @@ class Owner(Seat):
 
         purpose = f"acquire {partition}"
         if purpose not in self.calls:
+            before = self.committed.pop(partition, scripts.NOTHING)
+            reached = BEGINNING if share.told else share.done
+            known = before if reached == BEGINNING else (token, reached)
             self.calls[purpose] = Call(
                 "acquire",
                 lambda: (
                     (partition, token),
-                    scripts.acquire(world.lab, world.keys, PROCESSOR, partition, token, self.name),
+                    scripts.acquire(world.lab, world.keys, PROCESSOR, partition, token, self.name, known),
                 ),
                 answered,
             )

@@ -39,6 +39,7 @@ class Seat(Caller):
         self.joined = self.evicted = self.settled = self.leaving = self.late = False
         self.paused: bool | None = None
         self.connected = self.cut = False
+        self.told = self.seen = 0
         self.mended = -SESSION
 
     def beat(self, reply: Reply = Reply.HEARD) -> None:
@@ -72,7 +73,9 @@ class Seat(Caller):
             for release in releases:
                 self.releases.remove(release)
             if beat.known:
-                self.lease.renew(world.seconds if "lease from the answer" in world.faults else asked)
+                if self.seen == self.told or "lease without the loop" in world.faults:
+                    self.lease.renew(world.seconds if "lease from the answer" in world.faults else asked)
+                self.told += beat.full
                 self.joined, self.evicted, self.epoch = True, False, beat.epoch
                 if beat.full:
                     self.paused = bool(beat.paused) if beat.granted else None

@@ -27,7 +27,7 @@ class World:
 
     Attributes:
         time: milliseconds of everybody's monotonic clock; the server's differs by ``skew``.
-        run: number of the server's run.
+        run, replication: numbers of the server's run, and of its time as a primary.
         paused: whether somebody has paused the processor.
         wire: commands that were held up, and are no longer waited for.
     """
@@ -40,7 +40,7 @@ class World:
         self.keys = StreamKeys("app", "flights")
         self.control = ControlKeys.of("app", "flights", PROCESSOR)
         self.logs = [self.keys.log(partition) for partition in range(PARTITIONS)]
-        self.time, self.skew, self.run = START, 0, 1
+        self.time, self.skew, self.run, self.replication = START, 0, 1, 1
         self.members: list[Member] = []
         self.producers = [Producer(self, name) for name in ("p", "q")]
         self.wire: list[tuple[str, str, Any, Coroutine[Any, Any, Any]]] = []
@@ -73,6 +73,7 @@ class World:
         self.lab.set("seconds", seconds)
         self.lab.set("micros", rest * 1000)
         self.lab.set("run", self.run)
+        self.lab.set("replication", self.replication)
         for member in self.alive:
             if not member.frozen:
                 member.tidy()
@@ -128,6 +129,14 @@ class World:
         """A command arrives that its sender has long given up; nobody hears the answer."""
         if self.wire:
             self.carry_out(*self.wire.pop(n % len(self.wire)))
+
+    def fail_over(self, *, back: bool) -> None:
+        """Another process is the primary, or one that was it before; nobody is connected."""
+        self.replication += 1
+        self.run += -1 if back else 1
+        for member in self.alive:
+            member.connect(False)
+        self.tick(0)
 
     def restart(self) -> None:
         """A new run id; nobody is connected."""

@@ -13,12 +13,14 @@ from enum import Enum
 from importlib import resources
 from typing import Any, NamedTuple
 
+from runnel._core.entry_ids import BEGINNING
 from runnel._redis.durability import PRIMARY, Confirmation
 from runnel._redis.keys import ControlKeys, StreamKeys, task_ticks
 from runnel._redis.link import REPLY_TIMEOUT, Link
 from runnel.errors import RedisError
 
 __all__ = [
+    "NOTHING",
     "Acquired",
     "AppendStatus",
     "Appended",
@@ -51,6 +53,9 @@ __all__ = [
     "quarantine",
     "reset",
 ]
+
+NOTHING = (0, BEGINNING)
+"""Of a member that has committed nothing in a partition."""
 
 Entry = Sequence[bytes]
 """The fields of an entry, flat: field, value, field, value, ..."""
@@ -283,7 +288,8 @@ class Acquired:
         lost: entries that were removed unprocessed.
         replaced: the log is another one than the position was taken from: what was in the old one and was not processed
             is lost, however much that was.
-        rolled_back: the position that was stored, where it lay behind the end of the log; else empty.
+        rolled_back: the position that Redis has lost: it was stored behind the end of the log, or had been committed by
+            this member; else empty.
     """
 
     offset: bytes
@@ -301,14 +307,24 @@ class Stale:
 
 
 async def acquire(
-    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str
+    link: Link,
+    keys: StreamKeys,
+    processor: str,
+    partition: int,
+    token: int,
+    member: str,
+    known: tuple[int, bytes] = NOTHING,
 ) -> Acquired | Stale:
-    """Fence the previous owner of a partition, and learn where to go on; see the header of ``acquire.lua``."""
+    """Fence the previous owner of a partition, and learn where to go on; see the header of ``acquire.lua``.
+
+    Arguments:
+        known: what this member has last committed in the partition: the token, and the position.
+    """
     slot = keys.slot_group(partition)
     answer = await _acquire(
         link,
         (keys.positions(slot, processor), keys.log(partition), keys.registered(slot)),
-        (partition, token, member, keys.group_name(processor)),
+        (partition, token, member, keys.group_name(processor), *known),
     )
     if answer[0] == b"STALE":
         return Stale(int(answer[1]))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from structlog.contextvars import bind_contextvars
 
 from runnel._core.backoff import delays
-from runnel._core.entry_ids import parse
+from runnel._core.entry_ids import BEGINNING
 from runnel._core.meters import Meter
 from runnel._core.partitions import PartitionState, Step, advance
 from runnel._redis.scripts import Acquired, Stale
@@ -46,8 +46,8 @@ class Owner(Protocol):
     def announce(self, announcement: Announcement) -> None:
         """Tell the instruments."""
 
-    async def acquire(self, feed: Feed) -> Acquired | Stale:
-        """Fence the previous owner and learn the position."""
+    async def acquire(self, feed: Feed, reached: bytes) -> Acquired | Stale:
+        """Fence the previous owner and learn the position; ``reached`` is where it is for all that this one knows."""
 
     async def flush(self, feed: Feed) -> None:
         """Wait until the progress is committed."""
@@ -118,7 +118,7 @@ class PartitionConsumer:
         self._drained_since = 0.0
         self._grace: asyncio.TimerHandle | None = None
         self._given_up = False
-        self._rewinding = self._untold = False
+        self._rewinding = self._told = False
         self._started_at = 0
         self._processed_before = 0
         self._waits: Iterator[float] = iter(())
@@ -173,6 +173,11 @@ class PartitionConsumer:
         """Count in the meter what was processed and is not counted yet."""
         self._events.measure()
 
+    @property
+    def committed(self) -> bytes:
+        """The position that Redis holds for all we know; at the beginning where it has told us otherwise."""
+        return BEGINNING if self._told else self.feed.committed
+
     # What the member says
 
     def drain(self) -> None:
@@ -204,8 +209,8 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
-        self._untold = reason == "replaced"  # until it is acquired again, which shows what has happened
-        if not self._untold:
+        self._told = reason != "replaced"  # which acquiring it again shows, and whether anything was lost
+        if self._told:
             self._owner.announce(
                 PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
             )
@@ -291,7 +296,7 @@ class PartitionConsumer:
         feed, name = self.feed, self._processor.name
         feed.stale = True
         await self._owner.flush(feed)
-        acquired = await self._owner.acquire(feed)
+        acquired = await self._owner.acquire(feed, BEGINNING if self._told else feed.done)
         if isinstance(acquired, Stale):
             self.lose(f"a higher token ({acquired.token}) was given out before")
             self._owner.release(feed, floor=acquired.token)
@@ -303,10 +308,7 @@ class PartitionConsumer:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
         if acquired.replaced:
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
-        elif self._untold and not acquired.rolled_back and parse(acquired.offset) < parse(feed.done):
-            done, position = feed.done.decode(), acquired.offset.decode()
-            self._owner.announce(PartitionRewound(name, feed.partition, "rollback", done, position))
-        self._untold = False
+        self._told = False
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile

@@ -69,6 +69,7 @@ class Holder:
         self.joined = self.evicted = False
         self.settled = False
         self.epoch = ""
+        self.told = self.seen = 0  # full answers: handed to the worker's loop by the thread, and acted on by the loop
         self.wake = asyncio.Event()
 
     def lose_lease(self) -> None:
@@ -210,8 +211,8 @@ class Heartbeats:
         """Heartbeat for one seat, for as long as the worker has it.
 
         1. Tell the coordinator what was released.
-        2. Renew the lease, counted from when we began to ask, as the coordinator does; or, if we were evicted, end it
-           and join again.
+        2. Renew the lease, counted from when we began to ask, as the coordinator does, unless the worker's loop has not
+           yet seen what we were told before; or, if we were evicted, end it and join again.
         3. Hand the answer to the worker's loop.
         4. See that we are still subscribed where the coordinator is. Sleep until the next is due, or somebody wakes us.
            After an answer that was late, the next is due at once: it counts from now.
@@ -242,13 +243,17 @@ class Heartbeats:
             for release in releases:
                 holder.releases.remove(release)
             if beat.known:
-                holder.lease.renew(asked)  # 2
+                # 1. a handler blocks the loop, and a partition is revoked  2. a session later the coordinator takes it
+                # as handed back  3. the handler ends, and the loop goes on with another event before it hears of that
+                if holder.seen == holder.told:
+                    holder.lease.renew(asked)  # 2
                 if not holder.joined:
                     holder.joined, holder.evicted = True, False
                     self._instruments.announce(MemberJoined(holder.name, holder.seat.member))
                     self._sealed(holder)  # who is no member is not told
                 holder.epoch = beat.epoch
                 if beat.full:
+                    holder.told += 1
                     holder.settled = beat.waiting == 0 and not beat.revoked
             else:
                 holder.lose_lease()
@@ -328,6 +333,7 @@ class Heartbeats:
     def _deliver(self, holder: Holder, beat: Beat, lease: Lease) -> None:
         try:
             holder.on_beat(beat, lease)
+            holder.seen += beat.full
         except Exception as error:
             self._failed(error)
 

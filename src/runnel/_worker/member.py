@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from runnel._core.entry_ids import BEGINNING
 from runnel._core.generations import Generation
 from runnel._core.lease import Lease
 from runnel._core.meters import Meter
@@ -131,6 +132,7 @@ class Member:
         self._heartbeats: Heartbeats
         self._consumers: dict[int, PartitionConsumer] = {}
         self._ending: dict[int, set[asyncio.Task[None]]] = {}
+        self._committed: dict[int, tuple[int, bytes]] = {}  # where we have left off, and under which token
         self._link = endpoint.link()
         ahead = ReadAhead(processor.prefetch_count, settings.prefetch_bytes)
         self._slot_groups = SlotGroups(
@@ -322,6 +324,8 @@ class Member:
         if self._consumers.get(partition) is consumer:
             del self._consumers[partition]
         self._ending.get(partition, set()).discard(task)
+        if consumer.committed != BEGINNING:
+            self._committed[partition] = consumer.feed.token, consumer.committed
         error = _cancellation(consumer) if task.cancelled() else task.exception()
         if error is not None:
             self.announce(PartitionFailed(self.processor.name, partition, (), "halt", error))
@@ -379,12 +383,16 @@ class Member:
         """Tell the instruments."""
         self._instruments.announce(announcement)
 
-    async def acquire(self, feed: Feed) -> Acquired | Stale:
-        """Fence the previous owner and learn the position."""
+    async def acquire(self, feed: Feed, reached: bytes) -> Acquired | Stale:
+        """Fence the previous owner and learn the position; ``reached`` is where it is for all that this one knows."""
         keys, member = self.keys, self.holder.seat.member
+        before = self._committed.pop(feed.partition, scripts.NOTHING)
+        known = before if reached == BEGINNING else (feed.token, reached)
 
         async def attempt() -> Acquired | Stale:
-            return await scripts.acquire(self._link, keys, self.processor.name, feed.partition, feed.token, member)
+            return await scripts.acquire(
+                self._link, keys, self.processor.name, feed.partition, feed.token, member, known
+            )
 
         return await patiently("acquire", attempt, self._instruments)
 

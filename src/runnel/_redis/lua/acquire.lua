@@ -3,22 +3,29 @@
 --
 -- KEYS (one slot)  1 positions hash of the processor   2 log of the partition   3 set of registered processors
 -- ARGV             1 partition   2 token   3 member   4 group (the processor's name in keys)
+--                  5 token, 6 position   what this member has last committed here, and under which token; 0 and 0-0: nothing
 -- Answer
 --   {STALE, token}                             a higher token was seen here; nothing was changed
 --   {OK, offset, count, lost, rolled_back}     offset: the position; count: entries of the log up to it
 --     lost           entries that were removed before this processor had processed them; -1: an unknown number, since
 --                    the log is not the one that the position was taken from, but one that has replaced it
---     rolled_back    the stored position, if it lay behind the end of the log: Redis has lost data; else empty
+--     rolled_back    a position that Redis has lost, with what lies behind it; else empty: the stored one, where it lay
+--                    behind the end of the log; or what this member has committed, where nobody has acquired since, nor
+--                    moved it (1. commit, release  2. another acquires  3. the server loses both, and the release)
 --
--- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once, and
--- counted beside the position, for operators: lost:<partition> (entries) and rollbacks:<partition> (times).
+-- Idempotent: the same token again gives the same answer, but for lost and rolled_back, which are reported once (what
+-- this member has committed under the same token: by each call), and counted beside the position, for operators:
+-- lost:<partition> (entries) and rollbacks:<partition> (times).
 -- removed:<partition> says how many entries of the log had been removed when losses were counted last: they are counted
 -- once, also if a member has noticed them while it ran and stopped before its position went past them.
 -- Includes log.lua
 
 local partition, token, member, group = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
+local known_token, known = tonumber(ARGV[5]), ARGV[6]
+
 local offset, count, taken = nil, nil, ''
+local follows = false   -- whether what is stored came behind `known`: of a newer owner, or by hand
 local stored = redis.call('HGET', KEYS[1], partition)
 if stored then
   local its_token, its_member, its_offset, its_count, rest = stored:match('^(%d+):([^|]*)|([^|]*)|(%d+)(.*)$')
@@ -26,6 +33,7 @@ if stored then
     return {'STALE', its_token}
   end
   offset, count = its_offset, tonumber(its_count)
+  follows = tonumber(its_token) > known_token or rest ~= ''
   -- This may be a repeated call that arrives late, behind a move by hand: the owner is still to be told of that.
   if rest ~= '' and tonumber(its_token) == token then taken = '|taken' end
 end
@@ -70,9 +78,10 @@ else
 end
 
 if rolled_back ~= '' or not lost then
-  redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
   redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
 end
+if lost and not follows and before(rolled_back ~= '' and rolled_back or offset, known) then rolled_back = known end
+if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition,
   ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count) .. taken)

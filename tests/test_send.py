@@ -10,6 +10,7 @@ import pytest
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
+from runnel._redis import producer
 from runnel.errors import RecordError, RedisUnavailable, StreamFull
 from runnel.instruments import LossDetected, SequenceGap
 from runnel.interfaces import Serializer
@@ -193,6 +194,29 @@ async def test_a_send_may_be_a_task_or_wait_in_a_group_or_for_so_long(
             grouped = group.create_task(stream.send(*steps("a", number, start=10)))
         in_time = await asyncio.wait_for(stream.send(*steps("a", number, start=20)), 10)
         assert [len(ids) for ids in (await task, grouped.result(), in_time)] == [number] * 3
+
+
+async def test_who_awaits_a_send_has_it_sent_at_once_and_tasks_of_sends_go_together(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+
+    async def count(link: object, keys: object, slot_group: int, batches: Any, **rest: Any) -> Any:
+        together.extend(len(batch.entries) for batch in batches)
+        return await append(link, keys, slot_group, batches, **rest)
+
+    append = producer.append
+    monkeypatch.setattr(producer, "append", count)
+    app, stream, _ = declare(app_name, redis_url)
+    async with app:
+        await stream.send(Step(key="a", n=0))  # connects
+        sending = stream.send(Step(key="a", n=1))
+        assert together == [1]
+        waits_for = next(sending.__await__())
+        assert together == [1, 1]
+        await asyncio.gather(waits_for, *(asyncio.create_task(stream.send(step)) for step in steps("a", 10)))
+        assert together == [1, 1, 10]
+    assert await numbers(app, stream) == [0, 1, *range(10)]
 
 
 @pytest.mark.parametrize("records", [[1], [1, 2]])

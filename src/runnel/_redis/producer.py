@@ -143,6 +143,7 @@ class Producer:
         self._fresh += 1
         if self._fresh == 1:
             self._loop.call_soon(self._start)  # those that follow in the same turn of the loop go with it
+            sent.begin = self._start  # unless somebody awaits this one
         elif self._fresh == PLENTY:
             self._start()  # the rest is still to be encoded
         return sent

@@ -26,38 +26,28 @@
 
 local limit, trim, expiry, positions = tonumber(ARGV[1]), ARGV[2] == 'trim', tonumber(ARGV[3]), ARGV[4]
 
-local function numbers_of(id)
-  local ms, seq = id:match('^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-
 local registered
-local function furthest_behind(partition, log)
+local function make_room(partition, log, length, adding)
+  -- How: nothing left to do (nil), trim to the limit (true), or the name of who must process first (string).
+  if trim then return true end
+  if length == 0 then return nil end
   -- Of the registered processors: the most unprocessed entries that one has; the name and the offset of the lowest.
   -- Counts can be off where entries were deleted by hand, positions are not: the two may belong to different ones.
   registered = registered or redis.call('SMEMBERS', KEYS[1])
   local info, flat = {}, redis.call('XINFO', 'STREAM', log)
   for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
-  local most, name, low_ms, low_seq = 0, nil, nil, nil
+  local unprocessed, name, low_ms, low_seq = 0, nil, nil, nil
   for _, processor in ipairs(registered) do
     local stored = redis.call('HGET', positions .. processor, partition)
     local offset, count = (stored or ''):match('^[^|]*|([^|]*)|(%d+)')
-    most = math.max(most, info['entries-added'] - tonumber(count or info['entries-added'] - info['length']))
-    local ms, seq = numbers_of(offset or '0-0')
+    count = count or info['entries-added'] - info['length']
+    unprocessed = math.max(unprocessed, info['entries-added'] - tonumber(count))
+    local ms, seq = (offset or '0-0'):match('^(%d+)-(%d+)$')
+    ms, seq = tonumber(ms), tonumber(seq)
     if not name or ms < low_ms or (ms == low_ms and seq < low_seq) then name, low_ms, low_seq = processor, ms, seq end
   end
-  return most, name, low_ms, low_seq
-end
-
-local function room(partition, log, adding)
-  -- How to make room: nothing to do (nil), trim to the limit (true), or the name of who must process first (string).
-  local length = redis.call('XLEN', log)
-  if limit == 0 or length + adding <= limit then return nil end
-  if trim then return true end
-  if length == 0 then return nil end
-  local unprocessed, name, ms, seq = furthest_behind(partition, log)
   if not name or unprocessed + adding <= limit then return true end
-  redis.call('XTRIM', log, 'MINID', string.format('%.0f-%.0f', ms, seq + 1))
+  redis.call('XTRIM', log, 'MINID', string.format('%.0f-%.0f', low_ms, low_seq + 1))
   length = redis.call('XLEN', log)
   if length == 0 or length + adding <= limit then return nil end
   return name
@@ -72,9 +62,10 @@ for i = 3, #KEYS, 2 do
   local entries, field = tonumber(ARGV[at + 3]), ARGV[at + 4]
   at = at + 5
   local answer
-  local last_sequence, last_id = (redis.call('GET', sequence_key) or '0|'):match('^(%d+)|(.*)$')
+  local stored = call('GET', sequence_key) or '0|'
+  local last_sequence = stored:match('^%d+')
   if sequence == last_sequence then
-    answer = {'DUP', last_id}
+    answer = {'DUP', stored:match('|(.*)$')}
   elseif tonumber(sequence) < tonumber(last_sequence) then
     answer = {'DUP', ''}
   elseif sealed then
@@ -84,7 +75,8 @@ for i = 3, #KEYS, 2 do
   end
   -- A write that changes nothing: a WAIT behind this call waits for what its connection has written (Valkey 9).
   if answer and answer[1] == 'DUP' then redis.call('PEXPIRE', sequence_key, expiry) end
-  local full = not answer and room(partition, log, entries)
+  local length = not answer and limit > 0 and call('XLEN', log) or 0
+  local full = not answer and limit > 0 and length + entries > limit and make_room(partition, log, length, entries)
   if type(full) == 'string' then answer = {'FULL', full} end
   local id, next_id = nil, '*'
   for n = 1, entries do
@@ -101,13 +93,13 @@ for i = 3, #KEYS, 2 do
         id = call('XADD', log, next_id, unpack(arguments, at, at + count - 1))
       end
       -- Redis 7.0 reads the clock at every XADD, also inside a script (7.2 and Valkey once): stay in the same ms.
-      if n == 1 then next_id = id:match('^%d+') .. '-*' end
+      if n == 1 and entries > 1 then next_id = id:match('^%d+') .. '-*' end
     end
     at = at + count
   end
   if id then
     answer = {'OK', id}
-    redis.call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
+    call('SET', sequence_key, sequence .. '|' .. id, 'PX', expiry)
   end
   answers[(i - 1) / 2] = answer
 end

@@ -295,10 +295,12 @@ async def test_a_mark_that_goes_while_the_partition_is_being_acquired_stops_noth
                 heard(beat, lease)
                 beats.append(beat)
 
-            async def acquire_late(link: Link, keys: Any, processor: str, partition: int, token: int, name: str) -> Any:
+            async def acquire_late(
+                link: Link, keys: Any, processor: str, partition: int, token: int, name: str, known: Any
+            ) -> Any:
                 if name == worker.name:
                     await eventually(lambda: any(0 in beat.granted and not beat.quarantined for beat in beats))
-                return await acquire(link, keys, processor, partition, token, name)
+                return await acquire(link, keys, processor, partition, token, name, known)
 
             monkeypatch.setattr(member.holder, "on_beat", hear)
             monkeypatch.setattr(scripts, "acquire", acquire_late)

@@ -256,6 +256,37 @@ def test_rubbish_is_a_decode_error_and_nothing_else(fields: list[bytes], compres
             codec.decode(fields)
 
 
+_ITEM = Item(id=1, name="x")
+_WRITTEN = StructuredCodec(Item, JSONSerializer(), None).encode(_ITEM)
+_ZIPPED = StructuredCodec(Item, JSONSerializer(), Gzip()).encode(_ITEM)
+_FORMS = [
+    [b"data", _WRITTEN],
+    [b"data", _ZIPPED],
+    [b"~source", b'{"id": 7, "name": "a header"}', b"data", _WRITTEN],
+    [b"data", b"{}"],
+    [b"other", _WRITTEN],
+    [],
+]
+
+
+@given(st.lists(st.sampled_from(_FORMS)), st.sampled_from([None, Gzip()]), st.sampled_from([JSONSerializer(), Plain()]))
+def test_many_are_decoded_as_one_after_the_other(
+    forms: list[list[bytes]], compressor: Compressor | None, serializer: Serializer
+) -> None:
+    codec = StructuredCodec(Item, serializer, compressor)
+
+    def attempt(decode: Callable[[], list[Item]]) -> list[Item] | str:
+        try:
+            return decode()
+        except DecodeError as error:
+            return str(error)
+
+    one_by_one = attempt(lambda: [codec.decode(fields) for fields in forms])
+    assert attempt(lambda: codec.decode_many([[b"1-1", fields] for fields in forms])) == one_by_one
+    if isinstance(serializer, JSONSerializer) and all(fields in _FORMS[:3] for fields in forms):
+        assert one_by_one == [_ITEM] * len(forms)
+
+
 @given(st.binary())
 def test_rubbish_in_the_data_field_is_a_decode_error(data: bytes) -> None:
     codec = StructuredCodec(Order, JSONSerializer(), Gzip())

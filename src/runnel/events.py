@@ -400,8 +400,12 @@ class Events(Generic[R]):
             batch = self._filling = []
             try:
                 while self._current is loop:
-                    buffered = len(feed.entries)
-                    batch += [feed.entries.popleft() for _ in range(min(wanted - len(batch), buffered))]
+                    buffered, missing = len(feed.entries), wanted - len(batch)
+                    if buffered <= missing:  # 1.0 instead of 4.6 µs for 100
+                        batch += feed.entries
+                        feed.entries.clear()
+                    else:
+                        batch += [feed.entries.popleft() for _ in range(missing)]
                     if len(feed.entries) <= feed.room < buffered:
                         feed.on_room(feed)
                     if len(batch) == wanted or not await feed.more(deadline):
@@ -437,9 +441,8 @@ class Events(Generic[R]):
             yield [Event(self.stream, self.partition, entry, self._codec) for entry in batch]
 
     async def _record_lists(self, loop: _Loop, n: int, within: float) -> AsyncGenerator[list[R], None]:
-        decode = self._codec.decode
         async for batch in _track(loop, self._batches(loop, n, within)):
-            yield [decode(entry[1]) for entry in batch]
+            yield self._codec.decode_many(batch)
 
 
 class Batches(Generic[R]):

@@ -1,7 +1,7 @@
 """A history with what more than one check needs: what happened where, and what excuses what."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from faults.history import (
@@ -22,7 +22,13 @@ from faults.records import PARTITIONS
 from runnel._core.routing import DEFAULT_HASHER
 from runnel._core.routing import partition_of as route
 
-__all__ = ["ROUNDED", "Known", "may_have_taken"]
+__all__ = ["DESTROYS_POSITIONS", "ROUNDED", "Known", "may_have_taken"]
+
+LOSES_OWNERS = ("crash", "lossy fail-over")
+"""What may make a former owner the owner again: the coordinator has lost what it knew as well."""
+
+DESTROYS_POSITIONS = (*LOSES_OWNERS, "destroy", "forget")
+"""What may take the tokens out of the positions."""
 
 T = TypeVar("T", Effect, Acquire, Commit, Look)
 
@@ -151,10 +157,11 @@ class Known:
             if d.kind in ("crash", "destroy", "forget", "lossy fail-over") and d.partition in (None, partition):
                 yield d
 
-    def undone(self, partition: int, write: Acquire, until: float) -> bool:
+    def undone(self, partition: int, write: Acquire, until: float, by: Sequence[str] = LOSES_OWNERS) -> bool:
         """Whether the server may have lost until then that it let somebody acquire."""
         return any(
-            d.started <= until and may_have_taken(d, write.sent, write.answered) for d in self.destroyed(partition)
+            d.kind in by and d.started <= until and may_have_taken(d, write.sent, write.answered)
+            for d in self.destroyed(partition)
         )
 
     def failed_over(self, partition: int, since: float, until: float) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from faults.history import Acquire, Effect
-from faults.known import ROUNDED, Known
+from faults.known import DESTROYS_POSITIONS, ROUNDED, Known
 from faults.violation import Violation
 
 __all__ = ["longest_overlap", "longest_standstill", "one_owner_acts", "only_owners_act", "tokens_fence"]
@@ -38,7 +38,7 @@ def tokens_fence(known: Known) -> Iterator[Violation]:
         for look in known.looks[partition]:
             for acquire in acquires:
                 if acquire.token > look.token and acquire.answered < look.sent:
-                    if known.undone(partition, acquire, look.answered):
+                    if known.undone(partition, acquire, look.answered, DESTROYS_POSITIONS):
                         continue
                     if known.failed_over(partition, acquire.sent, look.answered):
                         continue

@@ -11,6 +11,7 @@ from runnel import App, Record
 from runnel._redis import scripts
 from runnel._worker import committer, member
 from runnel.admin import pause_processor, resume_processor
+from runnel.errors import RedisUnavailable
 from runnel.instruments import (
     LogReplaced,
     LossDetected,
@@ -117,11 +118,26 @@ async def test_a_log_that_is_deleted_together_with_the_positions_is_announced_by
     assert rewound.stored == "0-0"
 
 
-async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(case: Case) -> None:
+@pytest.mark.parametrize("granted_between", [False, True])
+async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(
+    case: Case, monkeypatch: pytest.MonkeyPatch, granted_between: bool
+) -> None:
     """1. An owner commits, and hands over. 2. The server loses both. 3. It has the partition again by the same token,
     and a new feed."""
     keys, positions = case.stream.keys.control("proc"), case.stream.keys.positions(0, "proc")
-    async with inspecting(case.app) as redis, running(case.app):
+    acquire = scripts.acquire
+
+    async def acquire_in_vain(link: Any, stream: Any, processor: str, partition: int, token: int, *rest: Any) -> Any:
+        if token != case.announced.of(PartitionGained)[0].token:
+            raise RedisUnavailable("away", "")
+        return await acquire(link, stream, processor, partition, token, *rest)
+
+    async with inspecting(case.app) as redis, running(case.app) as worker:
+
+        async def assign(name: str) -> None:
+            await redis.link.call("HSET", keys.targets, 0, name)
+            await redis.link.call("HINCRBY", keys.group, "epoch", 1)
+
         await case.send(1, 3)
         await case.processed(redis, 3)
         kept = {
@@ -130,13 +146,16 @@ async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(
         }
         await case.send(4, 6)
         await case.processed(redis, 6)
-        await redis.link.call("HSET", keys.targets, 0, "another")  # 1
-        await redis.link.call("HINCRBY", keys.group, "epoch", 1)
+        await assign("another")  # 1
 
         async def handed_over() -> bool:
             return not await redis.link.call("EXISTS", keys.owners)
 
         await eventually(handed_over)
+        if granted_between:
+            monkeypatch.setattr(scripts, "acquire", acquire_in_vain)
+            await assign(worker.name)
+            await eventually(lambda: worker.members[0].consumers)
         await redis.link.call("MULTI")  # 2
         for key, value in kept.items():
             await redis.link.call("RESTORE", key, 0, value, "REPLACE")
@@ -149,9 +168,10 @@ async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(
     assert first.token == second.token
 
 
-async def test_a_rollback_while_a_partition_is_parked_is_announced(case: Case) -> None:
+@pytest.mark.parametrize("compared", [False, True])
+async def test_a_rollback_while_a_partition_is_parked_is_announced_once(case: Case, compared: bool) -> None:
     positions = case.stream.keys.positions(0, "proc")
-    async with inspecting(case.app) as redis, running(case.app):
+    async with inspecting(case.app) as redis, running(case.app) as worker:
         await case.send(1, 3)
         await case.processed(redis, 3)
         kept = await redis.link.call("HGET", positions, 0)
@@ -160,8 +180,12 @@ async def test_a_rollback_while_a_partition_is_parked_is_announced(case: Case) -
         await pause_processor(case.app, "proc")
         await eventually(lambda: case.announced.of(PartitionsPaused))
         await redis.link.call("HSET", positions, 0, kept)
+        if compared:
+            worker.members[0]._on_moved()
+            await eventually(lambda: case.announced.of(PartitionRewound))
         await resume_processor(case.app, "proc")
         await eventually(lambda: case.seen == [1, 2, 3, 4, 5, 6, 4, 5, 6])
+        assert await redis.link.call("HGET", positions, "rollbacks:0") == b"1"
     [rewound] = case.announced.of(PartitionRewound)
     assert rewound.reason == "rollback"
 

@@ -171,6 +171,7 @@ class Owner(Seat):
                 self.floor = max(self.floor, answer.token)
                 self.releases.append((partition, token))
                 return
+            self.committed.pop(partition, None)
             world.judge.told(partition, answer)
             world.judge.goes_on(self.name, share, answer)
             share.begin(answer.offset, answer.count)
@@ -182,7 +183,7 @@ class Owner(Seat):
 
         purpose = f"acquire {partition}"
         if purpose not in self.calls:
-            before = self.committed.pop(partition, scripts.NOTHING)
+            before = self.committed.get(partition, scripts.NOTHING)
             reached = BEGINNING if share.told else share.done
             known = before if reached == BEGINNING else (token, reached)
             self.calls[purpose] = Call(

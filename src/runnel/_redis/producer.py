@@ -126,6 +126,9 @@ class Producer:
         """Slot groups with an append in flight, where there are several."""
         self._fresh = 0
         """Entries that came since the last time that an append was composed."""
+        self._alone = False
+        """Whether the last append had one entry. Else the next ones come together as well, and none must go before the
+        others, which would have to wait for it: twice the round trips."""
         self._more = asyncio.Event()
         self._expiry = int(max(EXPIRY, 4 * limits.send_timeout) * 1000)
 
@@ -143,7 +146,8 @@ class Producer:
         self._fresh += 1
         if self._fresh == 1:
             self._loop.call_soon(self._start)  # those that follow in the same turn of the loop go with it
-            sent.begin = self._start  # unless somebody awaits this one
+            if self._alone:
+                sent.begin = self._start  # but who awaits this one is alone, as before
         elif self._fresh == PLENTY:
             self._start()  # the rest is still to be encoded
         return sent
@@ -247,6 +251,8 @@ class Producer:
                 if batches := self._compose(share):
                     share = BATCH_ENTRIES * len(self._lanes)
                     await self._append(link, batches)
+                    if self._alone and self._waiting:
+                        await asyncio.sleep(0)  # who was alone sends again, together with those that have come
                     continue
                 retries = [lane.retry_at for _, lane in self._idle()]
                 if not retries:
@@ -356,6 +362,8 @@ class Producer:
             taken, room = taken + len(entries), room - size
             if taken >= share or room < 0:
                 break
+        if batches:
+            self._alone = taken == 1
         if batches and self._keys.slot_groups > 1:
             self._appending.add(slot_group)
         return batches

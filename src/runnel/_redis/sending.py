@@ -22,7 +22,7 @@ class Sending(asyncio.Future[list[str]]):
 
     def __await__(self) -> Generator[Any, None, list[str]]:
         begin, self.begin = self.begin, None
-        if begin is not None and not self.done():
+        if begin is not None and not self.done() and asyncio.get_running_loop() is self.get_loop():
             begin()
         return super().__await__()
 

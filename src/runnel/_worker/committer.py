@@ -113,11 +113,12 @@ class Committer:
         return await patiently("commit", attempt, self._instruments)
 
     def _apply(self, feed: Feed, item: Commit, status: CommitStatus, stored: bytes) -> None:
-        if feed.stale or feed.committed != item.previous:
-            return  # it was set back, or lost, while the answer was on its way
+        if feed.committed != item.previous:
+            return  # it was set back while the answer was on its way
         if status in (CommitStatus.OK, CommitStatus.DUP):
-            feed.committed = item.offset
-            self.commits += 1
+            if not feed.stale:
+                feed.committed = item.offset
+                self.commits += 1
             return
         feed.stale = True
         if status is CommitStatus.FENCED:

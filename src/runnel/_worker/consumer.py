@@ -204,16 +204,18 @@ class PartitionConsumer:
 
     def rewind(self, reason: str, expected: bytes, stored: bytes) -> None:
         """Redis holds another position: finish the event in progress without a commit, and go on from there."""
+        if self.state in (PartitionState.RELEASED, PartitionState.LOST):
+            return
+        if reason != "replaced" and not self._told:  # else acquiring it again shows whether anything was lost
+            self._told = True
+            self._owner.announce(
+                PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
+            )
         if self._rewinding or self.state is not PartitionState.RUNNING:
             return
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
-        self._told = reason != "replaced"  # which acquiring it again shows, and whether anything was lost
-        if self._told:
-            self._owner.announce(
-                PartitionRewound(self._processor.name, self.feed.partition, reason, expected.decode(), stored.decode())
-            )
 
     def park(self, *, quarantined: bool) -> bool:
         """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""

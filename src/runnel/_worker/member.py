@@ -386,7 +386,7 @@ class Member:
     async def acquire(self, feed: Feed, reached: bytes) -> Acquired | Stale:
         """Fence the previous owner and learn the position; ``reached`` is where it is for all that this one knows."""
         keys, member = self.keys, self.holder.seat.member
-        before = self._committed.pop(feed.partition, scripts.NOTHING)
+        before = self._committed.get(feed.partition, scripts.NOTHING)
         known = before if reached == BEGINNING else (feed.token, reached)
 
         async def attempt() -> Acquired | Stale:
@@ -394,7 +394,10 @@ class Member:
                 self._link, keys, self.processor.name, feed.partition, feed.token, member, known
             )
 
-        return await patiently("acquire", attempt, self._instruments)
+        answer = await patiently("acquire", attempt, self._instruments)
+        if isinstance(answer, Acquired):  # from here on the feed knows better
+            self._committed.pop(feed.partition, None)
+        return answer
 
     async def flush(self, feed: Feed) -> None:
         """Wait until the progress is committed."""

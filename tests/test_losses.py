@@ -118,6 +118,17 @@ async def test_a_log_that_is_deleted_together_with_the_positions_is_announced_by
     assert rewound.stored == "0-0"
 
 
+async def test_who_is_fenced_by_a_token_that_nobody_has_goes_on(case: Case) -> None:
+    positions = case.stream.keys.positions(0, "proc")
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 3)
+        await case.processed(redis, 3)
+        token, _, rest = (await redis.link.call("HGET", positions, 0)).partition(b":")
+        await redis.link.call("HSET", positions, 0, b"%d:%s" % (int(token) + 1_000_000, rest))
+        await case.send(4, 5)
+        await case.processed(redis, 5)
+
+
 @pytest.mark.parametrize("granted_between", [False, True])
 async def test_what_was_handed_over_and_comes_back_with_a_rollback_is_announced(
     case: Case, monkeypatch: pytest.MonkeyPatch, granted_between: bool

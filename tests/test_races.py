@@ -342,6 +342,23 @@ def an_acquire_that_was_held_up_does_not_hide_a_move_by_hand(world: World) -> No
     world.judge.check()
 
 
+def who_is_fenced_by_a_token_that_nobody_has_is_granted_another(world: World) -> None:
+    # 1. an acquire is held up  2. everything is deleted, and the server's clock was set back  3. its member is granted
+    # the partition again, with a lower token  4. the first acquire arrives  5. the next commit is refused
+    member = world.join()
+    member.step("acquire", Reply.LATE)
+    world.jump(-HOUR)
+    world.damage.flush()
+    world.everybody(8)
+    must(sorted(member.shares) == ALL, "every partition is owned", str(member.shares))
+    while world.wire:
+        world.arrive()
+    for partition in ALL:
+        world.producers[0].send(partition, 2)
+    world.everybody(8)
+    must(sorted(member.shares) == ALL, "every partition is owned", str(member.shares))
+
+
 def what_was_handed_over_and_comes_back_with_a_rollback_is_told(world: World) -> None:
     # 1. an owner commits, and hands over  2. the server loses both, and who has taken over  3. the partition is its own
     # again, under the same token, with a new feed
@@ -463,6 +480,10 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         an_acquire_that_was_held_up_does_not_hide_a_move_by_hand,
         Mutant("a rollback is real", "commit", "rest == '|taken' and 'RESET' or 'ROLLBACK'", "'ROLLBACK'"),
+    ),
+    (
+        who_is_fenced_by_a_token_that_nobody_has_is_granted_another,
+        Mutant("every partition is owned", member=frozenset({"fenced without a word"})),
     ),
     (
         what_was_handed_over_and_comes_back_with_a_rollback_is_told,

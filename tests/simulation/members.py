@@ -125,6 +125,7 @@ class Member(Owner):
                     self.world.judge.knows(self.name, share)
                 elif status is CommitStatus.FENCED:
                     self.lose(share)
+                    self.settled = self.settled and "fenced without a word" in self.world.faults
                 else:
                     self.world.judge.rewound(item.partition, status)
                     self.world.judge.known.pop((self.name, item.partition), None)

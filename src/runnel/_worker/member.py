@@ -439,8 +439,14 @@ class Member:
     # What the committer finds out
 
     def fenced(self, feed: Feed) -> None:
-        """Somebody else owns the partition."""
+        """Somebody else owns the partition, or has left a higher token there. What does the coordinator say?
+
+        1. An acquire is held up. 2. All is deleted, and the clock was set back, so that later tokens are lower. 3. The
+        acquire arrives: its token fences the owner, and nobody has it.
+        """
         self._lose(feed, "fenced by a newer owner")
+        self.holder.settled = False
+        self._heartbeats.nudge(self.holder)
 
     def rewound(self, feed: Feed, reason: str, expected: bytes, stored: bytes) -> None:
         """Redis holds another position than the one we committed last."""

@@ -379,8 +379,38 @@ def what_was_handed_over_and_comes_back_with_a_rollback_is_told(world: World) ->
     must(world.judge.reports[2], "who goes on below what it had committed says so", str(first.shares[2]))
 
 
+def an_assignment_that_was_lost_is_not_taken_for_the_next_one(world: World) -> None:
+    # 1. the server's clock was set back, so assignments are numbered one by one  2. a member is told of one  3. the
+    # server loses it, and it is made anew: the same number, but for another member
+    first = world.join()
+    second = world.join()
+    world.everybody(4)
+    world.jump(-HOUR)
+    world.damage.remember()
+    second.connect(False)
+    for _ in range(3 * SESSION // 100):
+        world.tick(100)
+        first.beat()
+    must(sorted(first.shares) == ALL, "every partition is owned", str(first.shares))
+    epoch = first.epoch
+    world.damage.roll_back()
+    second.connect(True)
+    second.beat()
+    world.join()
+    world.tick(JOIN_DELAY + 1)
+    second.beat()
+    must(second.epoch.partition("@")[0] == epoch.partition("@")[0], "it has the same number", second.epoch)
+    world.everybody(8)
+    owned = sorted(p for member in world.alive for p in member.shares)
+    must(owned == ALL, "every partition is owned once", str(owned))
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
+    (
+        an_assignment_that_was_lost_is_not_taken_for_the_next_one,
+        Mutant("every partition is owned once", "heartbeat", ".. '@' .. run:sub(1, 8) .. run:sub(-8)", ""),
+    ),
     (
         who_speaks_but_does_not_hear_loses_its_partitions,
         Mutant(

@@ -60,6 +60,9 @@ class Damage:
         back = [("RESTORE", key, 0, value) for key, value in self.snapshot.items() if key.startswith(prefix)]
         if commands := gone + back:
             self.world.lab.ask_all(commands)
+        if slot != "data":  # by a restart, or because a replica has taken over
+            self.world.replication += 1
+            self.world.tick(0)
         self.world.judge.look_again()
 
     def _keys(self, slot: str) -> list[bytes]:

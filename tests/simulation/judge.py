@@ -112,8 +112,9 @@ class Judge:
         self.unchecked = self.unchecked or set()
 
     def answered(self, member: str, op: Op, beat: Beat) -> None:
-        if beat.epoch != self.epoch:
-            self.assigned(beat.epoch)
+        epoch, _, _ = beat.epoch.partition("@")
+        if epoch != self.epoch:
+            self.assigned(epoch)
         if op is Op.LEAVE:
             return
         self.told_of_pause(member, beat)

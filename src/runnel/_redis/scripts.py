@@ -140,7 +140,7 @@ class Beat:
 
     Attributes:
         known: whether we are a member. If not, we own nothing and must join again.
-        epoch: the number of the current assignment.
+        epoch: the number of the current assignment, ``@``, and what is another for each run of the server.
         full: whether ``granted`` and ``revoked`` are complete. If not, nothing has changed since they were.
         waiting: how many partitions will be ours when their owners have released them.
         again: seconds after which the group needs a heartbeat; ``None`` if it does not.

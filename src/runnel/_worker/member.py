@@ -232,8 +232,9 @@ class Member:
             for consumer in tuple(self._consumers.values()):
                 consumer.lose("evicted from the group")
             return
-        if beat.epoch != self._epoch:
-            self._epoch = beat.epoch
+        epoch, _, _ = beat.epoch.partition("@")
+        if epoch != self._epoch:
+            self._epoch = epoch
             self.rebalances += 1
         for consumer in self._consumers.values():
             if consumer.feed.suspended:

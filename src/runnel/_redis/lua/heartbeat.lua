@@ -21,7 +21,7 @@
 --                 an empty group waits: the others may not know yet that what they own is void (1. FLUSHALL 2. a joins
 --                 again and is granted everything 3. b goes on until its next heartbeat: boom)
 --   7 partitions  how many there are
---   8 epoch       the last one the member has seen
+--   8 epoch       the last one the member has been told
 --   9 settled     0 if it waits for grants or has revocations open: it wants a full answer
 --  10 floor       tokens must be above it (found in a data slot after a lossy fail-over)
 --  11 unheard     ms since the member has first asked what it is still waiting to be told; 0: every answer has arrived
@@ -30,6 +30,9 @@
 -- Answer
 --   {status, epoch, full, waiting, again, grants, revocations}
 --   status        OK, or UNKNOWN: not a member; nothing is owned; join again
+--   epoch         number of the assignment, @, and what is another for each run of the server: where one is lost, its
+--                 number is given out anew (1. a is told 8@x  2. the server loses 8, and is at 7  3. 8 is made again, but
+--                 another, and a is told that nothing has changed: boom)
 --   full          1: grants and revocations are complete. 0: nothing has changed since the last full answer (to a beat)
 --   waiting       number of partitions that will be ours when others have released them
 --   again         ms after which the group needs a heartbeat, or -1
@@ -167,6 +170,7 @@ end
 --    act on its lease, and is told only by its next heartbeat. (1. b has to hand p over to c, and is in the middle of
 --    an event  2. DEL of the owners, or of the members  3. nobody has p, so c is granted it: boom)
 --    Without the group's hash it is not known how many had an owner; where there is no trace of a group, none had.
+local function told() return text(epoch) .. '@' .. run:sub(1, 8) .. run:sub(-8) end
 local targets, owners
 local function load()
   if not targets then targets, owners = pairs_of(TARGETS), pairs_of(OWNERS) end
@@ -253,7 +257,7 @@ end
 
 -- 8. Grants and revocations for the caller.
 local grants, revocations, waiting, full = {}, {}, 0, 0
-if self and (op ~= 'beat' or known_epoch ~= text(epoch) or not settled or redis.call('HLEN', OWNERS) < partitions) then
+if self and (op ~= 'beat' or known_epoch ~= told() or not settled or redis.call('HLEN', OWNERS) < partitions) then
   load()
   full = 1
   local parked = redis.call('HLEN', PARKED) > 0 and pairs_of(PARKED) or {}
@@ -302,4 +306,4 @@ for name in pairs(wake) do
     redis.call('SPUBLISH', GROUP:gsub(':group$', ':wake:') .. name, 'assignment')
   end
 end
-return {(self or op == 'leave') and 'OK' or 'UNKNOWN', text(epoch), full, waiting, again, grants, revocations}
+return {(self or op == 'leave') and 'OK' or 'UNKNOWN', told(), full, waiting, again, grants, revocations}

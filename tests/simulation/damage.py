@@ -32,14 +32,11 @@ class Damage:
     def delete(self, key: str) -> None:
         self.world.judge.hurt(key)
         self.world.lab.ask("DEL", key)
-        self.world.tick(
-            1
-        )  # so that a log that is made anew does not give out an id again, unless the clock is set back
         self.world.judge.look_again()
 
     def trim(self, partition: int, keep: int) -> None:
         """Somebody trims a log by hand, whatever was processed of it."""
-        self.world.judge.trimmed(partition)
+        self.world.judge.hurt("log")
         self.world.lab.ask("XTRIM", self.world.log(partition), "MAXLEN", keep)
         self.world.judge.look_again()
 

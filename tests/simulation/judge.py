@@ -61,9 +61,6 @@ class Judge:
         broken: whether a promise was broken; what comes after that proves nothing.
         deleted: the keys that were.
         shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
-        replaced: the partitions whose log was deleted.
-        alike: those of them whose new log cannot be told from the old one; see docs/reliability.md.
-        set_back: whether the clock was.
         known: (member, partition) -> token and position that the member has last committed, and was not told is gone.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
@@ -85,9 +82,6 @@ class Judge:
         self.broken = False
         self.deleted: set[str] = set()
         self.shown: set[int] = set()
-        self.replaced: set[int] = set()
-        self.alike: set[int] = set()
-        self.set_back = False
         self.known: dict[tuple[str, int], tuple[int, bytes]] = {}
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
@@ -202,7 +196,7 @@ class Judge:
             for entry_id, value in self.logs[partition].items()
             if value not in self.done and value not in self.excused and low < parse(entry_id) <= high
         ]
-        self.must(not undone or partition in self.alike, "nothing is skipped", f"{why}: {undone}")
+        self.must(not undone, "nothing is skipped", f"{why}: {undone}")
 
     def appended(self, batch: Batch, answer: Appended) -> None:
         if answer.status is AppendStatus.OK:
@@ -302,9 +296,6 @@ class Judge:
     def clock_set(self, milliseconds: int) -> None:
         if milliseconds > 0:
             self.jumps.append(self.world.time)
-        else:
-            self.set_back = True
-            self.alike |= self.replaced
 
     def paused(self, epoch: str) -> None:
         """The processor was paused or resumed, which is a new epoch and no new assignment."""
@@ -326,9 +317,6 @@ class Judge:
     def hurt(self, key: str) -> None:
         """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
         self.deleted.add(key)
-        if key in self.world.logs:
-            self.replaced.add(self.world.logs.index(key))
-            self.alike |= self.replaced if self.set_back else set()
         if key == self.world.keys.positions(0, PROCESSOR):
             self.shown |= {partition for partition in range(PARTITIONS) if self.counted(partition)}
         control = key.startswith(self.world.control.prefix) or key == "control"
@@ -337,11 +325,6 @@ class Judge:
         self.hurt_data |= not control or not key
         if ":seq:" in key or key in ("data", ""):
             self.repeats_allowed = True
-
-    def trimmed(self, partition: int) -> None:
-        """Somebody has trimmed a log by hand."""
-        self.hurt("log")
-        self.alike |= {partition} & self.replaced
 
     def look_again(self) -> None:
         """What the server holds now is where the chain goes on."""
@@ -423,15 +406,11 @@ class Judge:
         self.must(members == {m.name for m in world.alive}, "nothing is left over", str(members))
         for p, log in self.logs.items():
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
-            self.must(
-                not undone or p in self.alike,
-                "the log is drained",
-                f"{p}: {undone}; position {self.positions.get(p)!r}",
-            )
+            self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
             # Nothing is left that knows of the old log, unless somebody who does still owns the partition.
             unknown = {self.world.keys.positions(0, PROCESSOR), self.world.log(p)} <= self.deleted
-            told = self.reports[p] or self.counted(p) or p in self.shown or unknown or p in self.alike
+            told = self.reports[p] or self.counted(p) or p in self.shown or unknown
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
 
     def counted(self, partition: int) -> bool:

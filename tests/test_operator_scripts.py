@@ -193,7 +193,7 @@ async def test_forgotten_positions_take_their_counters_groups_and_registration_a
         assert not await link.call("EXISTS", keys.positions(0, PROCESSOR))
         assert await link.call("SMEMBERS", keys.registered(0)) == [b"other"]
         groups = await link.call("XINFO", "GROUPS", keys.log(0))
-        assert [group[1] for group in groups] == [b"other"]
+        assert [group[1] for group in groups] == [b"other", b"other:mark"]
     assert (await acquire(link, keys, 1)).offset == b"0-0"
     assert len(sent) == await link.call("XLEN", keys.log(0)), "the events are still there"
 
@@ -206,13 +206,13 @@ async def test_what_a_running_owner_finds_lost_is_counted_once(link: Link, keys:
     await acquire(link, keys, 1)
     await link.call("XTRIM", keys.log(0), "MINID", sent[3])
     logs, cursors = [keys.log(0)], [(b"0-0", 0)]
-    assert await scripts.losses(link, logs, cursors) == [3]
+    assert await scripts.losses(link, PROCESSOR, logs, cursors) == [3]
     for _ in range(2):  # the reply was lost
         assert await count_loss(link, keys, 1, 3, 3)
         assert (await look(link, keys)).lost == 3
-    assert await scripts.losses(link, logs, [(b"0-0", 3)]) == [0], "it goes on behind them"
+    assert await scripts.losses(link, PROCESSOR, logs, [(b"0-0", 3)]) == [0], "it goes on behind them"
     await link.call("XTRIM", keys.log(0), "MINID", sent[4])
-    assert await scripts.losses(link, logs, [(b"0-0", 3)]) == [1]
+    assert await scripts.losses(link, PROCESSOR, logs, [(b"0-0", 3)]) == [1]
     assert await count_loss(link, keys, 1, 1, 4)
     assert (await look(link, keys)).lost == 4
 

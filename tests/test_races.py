@@ -12,6 +12,7 @@ from simulation.calls import Reply
 from simulation.judge import Violation, must
 from simulation.laboratory import CORRECT, Laboratory, Mutant
 from simulation.members import Member
+from simulation.owners import PROCESSOR
 from simulation.seats import JOIN_DELAY, PARTITIONS, SESSION
 from simulation.world import HOUR, World
 
@@ -405,6 +406,74 @@ def an_assignment_that_was_lost_is_not_taken_for_the_next_one(world: World) -> N
     must(owned == ALL, "every partition is owned once", str(owned))
 
 
+def a_log_that_took_the_place_of_another_is_told_though_it_fits(world: World) -> None:
+    # 1. a log is deleted  2. as many entries of the next one are removed as had been processed of the first
+    member = world.join()
+    world.producers[0].send(2, 3)
+    world.everybody(4)
+    member.leave()
+    world.everybody(2)
+    world.damage.delete(world.log(2))
+    world.tick(10)
+    world.producers[0].send(2, 4)
+    world.damage.trim(2, 1)
+    world.join()
+
+
+def a_log_that_gives_out_an_id_again_is_told_from_the_one_before(world: World) -> None:
+    # 1. a log is deleted, and the clock is where it was  2. the next one begins with the id of the position
+    member = world.join()
+    world.producers[0].send(2, 1)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit()
+    world.damage.delete(world.log(2))
+    world.producers[0].send(2, 2)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit()
+
+
+def a_log_that_gives_out_no_more_than_the_last_id_is_told_while_it_rests(world: World) -> None:
+    # as above, but there is nothing behind that id, and so nothing to be committed
+    member = world.join()
+    world.producers[0].send(2, 1)
+    member.work()
+    member.step("finish", Reply.HEARD)
+    member.commit()
+    world.damage.delete(world.log(2))
+    world.producers[0].send(2, 1)
+    world.look_for_losses()
+    world.everybody(4)
+    undone = set(world.judge.logs[2].values()) - world.judge.done
+    must(not undone, "what is there is processed", str(undone))
+
+
+def a_group_that_is_destroyed_by_hand_is_no_loss(world: World) -> None:
+    # 1. an owner has committed, and hands over  2. somebody destroys the consumer group  3. the next one acquires
+    world.join()
+    world.producers[0].send(2, 3)
+    world.everybody(4)
+    world.damage.ungroup(2)
+    world.join()
+    world.everybody(8)
+    world.producers[0].send(2, 1)
+    world.damage.ungroup(2)
+
+
+def what_was_lost_is_told_where_nothing_says_what_was_processed(world: World) -> None:
+    # 1. somebody deletes the positions, and the consumer group that has them as well  2. entries are removed unread
+    member = world.join()
+    member.work()
+    member.leave()
+    world.everybody(2)
+    world.producers[0].send(2, 3)
+    world.damage.ungroup(2)
+    world.damage.delete(world.keys.positions(0, PROCESSOR))
+    world.damage.trim(2, 1)
+    world.join()
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
     (
@@ -518,6 +587,28 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         what_was_handed_over_and_comes_back_with_a_rollback_is_told,
         Mutant("who goes on below what it had committed says so", member=frozenset({"forgets what it committed"})),
+    ),
+    (
+        a_log_that_took_the_place_of_another_is_told_though_it_fits,
+        Mutant(
+            "nothing is lost in silence", "acquire", "elseif not mirror and not marked then", "elseif count == 0 then"
+        ),
+    ),
+    (
+        a_log_that_gives_out_an_id_again_is_told_from_the_one_before,
+        Mutant("the log is drained", "commit", "if marked then", "if true then"),
+    ),
+    (
+        a_log_that_gives_out_no_more_than_the_last_id_is_told_while_it_rests,
+        Mutant("what is there is processed", "losses", "(mirror or marked) and removed(", "removed("),
+    ),
+    (
+        a_group_that_is_destroyed_by_hand_is_no_loss,
+        Mutant("a rollback is real", "acquire", "redis.pcall('XGROUP', 'CREATE', KEYS[2], mark_of(group))", ""),
+    ),
+    (
+        what_was_lost_is_told_where_nothing_says_what_was_processed,
+        Mutant("nothing is lost in silence", "acquire", "if marked then lost = nil end", ""),
     ),
     (
         who_comes_back_to_an_empty_group_waits_for_the_others,

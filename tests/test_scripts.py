@@ -381,8 +381,8 @@ async def test_a_log_that_was_deleted_and_began_anew_is_told_from_the_old_one(
     await commit(link, keys, Commit(0, 1, b"0-0", sent[2], 3))
     await delete_log(link, keys)
     await fill(link, keys, new)
-    assert await acquire(link, keys, 2) == Acquired(sent[2], 0, 0, b"", replaced=True)
-    assert await acquire(link, keys, 2) == Acquired(sent[2], 0, 0, b"")
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"", replaced=True)
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"")
     assert len(await ids(link, keys)) == new
 
 
@@ -435,6 +435,37 @@ async def test_a_group_destroyed_by_hand_comes_back_with_the_next_acquire(link: 
     await link.call("XGROUP", "DESTROY", keys.log(0), "delays")
     await acquire(link, keys, 2)
     assert await mirror(link, keys) == (sent[0], 1, 2)
+
+
+@pytest.mark.parametrize("destroyed", ["delays", "delays:mark"])
+async def test_either_group_shows_that_the_log_is_the_same(link: Link, keys: StreamKeys, destroyed: str) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 3)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1))
+    await link.call("XGROUP", "DESTROY", keys.log(0), destroyed)
+    assert await scripts.losses(link, "delays", [keys.log(0)], [(sent[0], 1)]) == [0]
+    assert await acquire(link, keys, 2) == Acquired(sent[0], 1, 0, b"")
+    groups = await link.call("XINFO", "GROUPS", keys.log(0))
+    assert [group[1] for group in groups] == [b"delays", b"delays:mark"], "both are there again"
+
+
+async def test_without_the_positions_and_their_mirror_the_mark_shows_that_something_is_gone(
+    link: Link, keys: StreamKeys
+) -> None:
+    await acquire(link, keys, 1)
+    await fill(link, keys, 3)
+    await link.call("DEL", keys.positions(0, "delays"))
+    await link.call("XGROUP", "DESTROY", keys.log(0), "delays")
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"", replaced=True)
+    assert await acquire(link, keys, 2) == Acquired(b"0-0", 0, 0, b"")
+
+
+async def test_the_mark_does_not_look_as_if_it_lagged(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    await fill(link, keys, 3)
+    groups = await link.call("XINFO", "GROUPS", keys.log(0))
+    found = [dict(zip(group[::2], group[1::2], strict=True)) for group in groups]
+    assert {group[b"name"]: group[b"lag"] for group in found} == {b"delays": 3, b"delays:mark": None}
 
 
 async def test_a_processor_with_an_odd_name_is_itself(link: Link, keys: StreamKeys) -> None:
@@ -618,11 +649,13 @@ async def test_a_reset_before_anybody_has_acquired_does_not_look_like_a_new_log(
 
 async def test_what_is_missing_behind_a_cursor_is_counted(link: Link, keys: StreamKeys) -> None:
     async def look(cursor: bytes, read: int) -> int:
-        [found] = await scripts.losses(link, [keys.log(0)], [(cursor, read)])
+        [found] = await scripts.losses(link, "delays", [keys.log(0)], [(cursor, read)])
         return found
 
     assert await look(b"5-5", 5) == -1  # there is no log
     sent = await fill(link, keys, 10)
+    assert await look(b"0-0", 0) == -1  # that the processor has acquired
+    await acquire(link, keys, 1)
     assert await look(b"0-0", 0) == await look(sent[4], 5) == await look(sent[9], 10) == 0
     await link.call("XDEL", keys.log(0), *sent[6:8])
     assert await look(sent[4], 5) == 0  # that is seen later

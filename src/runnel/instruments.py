@@ -150,7 +150,8 @@ class LossDetected(Announcement):
 class LogReplaced(Announcement):
     """Somebody has deleted the log of a partition, and another one has begun: what was left in the old one is lost.
 
-    Processing goes on with what is in the new one, behind ``position``.
+    Or they have deleted the position with its copy in the consumer group, so that nothing says what was processed, or
+    removed before it was. Processing goes on with all that is there now, behind ``position``.
     """
 
     processor: str

@@ -137,7 +137,7 @@ class LogSubscriber:
                 )
             case i.LogReplaced(processor, partition, position):
                 log.error(
-                    "the log of a partition was deleted; what was not processed in it is lost",
+                    "a log or all that says what was processed in it was deleted; events may be lost",
                     processor=processor,
                     partition=partition,
                     position=position,

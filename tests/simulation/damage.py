@@ -18,11 +18,13 @@ class Damage:
 
     Attributes:
         snapshot: what a replica or a file holds; ``None`` if nothing was remembered yet.
+        begun_anew: what the judge knew then of logs that were deleted.
     """
 
     def __init__(self, world: "World") -> None:
         self.world = world
         self.snapshot: dict[bytes, bytes] | None = None
+        self.begun_anew: set[int] = set()
         self._slots = {
             "control": world.control.prefix,
             "data": world.keys.positions_prefix(0).removesuffix(":pos:"),
@@ -40,6 +42,11 @@ class Damage:
         self.world.lab.ask("XTRIM", self.world.log(partition), "MAXLEN", keep)
         self.world.judge.look_again()
 
+    def ungroup(self, partition: int) -> None:
+        """Somebody destroys the consumer group that mirrors the position, which is no damage: it comes back."""
+        if self.world.lab.ask("EXISTS", self.world.log(partition)):
+            self.world.lab.ask("XGROUP", "DESTROY", self.world.log(partition), PROCESSOR)
+
     def flush(self) -> None:
         self.world.judge.hurt("")
         self.world.lab.empty()
@@ -50,6 +57,7 @@ class Damage:
         keys = self._keys("")
         dumps = self.world.lab.ask_all([("DUMP", key) for key in keys]) if keys else []
         self.snapshot = dict(zip(keys, dumps, strict=True))
+        self.begun_anew = set(self.world.judge.begun_anew)
 
     def roll_back(self, slot: str = "") -> None:
         """The server loses what was written since; in one slot (control, data), or in all."""
@@ -60,6 +68,8 @@ class Damage:
         back = [("RESTORE", key, 0, value) for key, value in self.snapshot.items() if key.startswith(prefix)]
         if commands := gone + back:
             self.world.lab.ask_all(commands)
+        if slot != "control":
+            self.world.judge.begun_anew = set(self.begun_anew)
         if slot != "data":  # by a restart, or because a replica has taken over
             self.world.replication += 1
             self.world.tick(0)

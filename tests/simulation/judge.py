@@ -60,7 +60,9 @@ class Judge:
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
         broken: whether a promise was broken; what comes after that proves nothing.
         deleted: the keys that were.
+        begun_anew: the partitions whose log was deleted since their position was stored: it is of the old one.
         shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
+        carried: (member, partition, token, position) of all commits since somebody has last moved the position by hand.
         known: (member, partition) -> token and position that the member has last committed, and was not told is gone.
         unchecked: the partitions whose log has changed since the last look; ``None`` if nothing has.
     """
@@ -81,7 +83,9 @@ class Judge:
         self.unchecked: set[int] | None = None
         self.broken = False
         self.deleted: set[str] = set()
+        self.begun_anew: set[int] = set()
         self.shown: set[int] = set()
+        self.carried: set[tuple[str, int, int, bytes]] = set()
         self.known: dict[tuple[str, int], tuple[int, bytes]] = {}
         self.jumps: list[int] = []
         self.revoked: dict[tuple[int, int], int] = {}
@@ -175,6 +179,7 @@ class Judge:
         self.passed(partition, BEGINNING, answer.offset, f"{member} acquires {partition} at {answer.offset!r}")
         self.tokens[partition] = (token, member)
         self.positions[partition] = answer.offset
+        self.begun_anew.discard(partition)
 
     def committed(self, member: str, item: Commit, status: CommitStatus) -> None:
         p = item.partition
@@ -186,6 +191,7 @@ class Judge:
         self.must(self.positions[p] == item.previous, "positions form a chain", f"at {self.positions[p]!r}: {item}")
         self.must(parse(item.offset) >= parse(item.previous), "positions advance", str(item))
         self.positions[p] = item.offset
+        self.carried.add((member, p, item.token, item.offset))
         self.passed(p, item.previous, item.offset, str(item))
 
     def passed(self, partition: int, previous: bytes, offset: bytes, why: str) -> None:
@@ -257,8 +263,9 @@ class Judge:
         self.replay(partition)
 
     def knows(self, member: str, share: "Share") -> None:
-        """A member has heard that it has committed."""
-        self.known[member, share.partition] = share.token, share.committed
+        """A member has heard that it has committed, perhaps after somebody has moved the position."""
+        if (member, share.partition, share.token, share.committed) in self.carried:
+            self.known[member, share.partition] = share.token, share.committed
 
     def goes_on(self, member: str, share: "Share", answer: Acquired) -> None:
         """A member goes on from the position that it has heard."""
@@ -308,15 +315,19 @@ class Judge:
         """
         there = set(self.logs[partition].values())
         self.excused |= self.ever[partition] - self.done - there
-        before, after = parse(self.positions.get(partition, BEGINNING)), parse(offset)
+        position = BEGINNING if partition in self.begun_anew else self.positions.get(partition, BEGINNING)
+        before, after = parse(position), parse(offset)
         self.excused |= {value for i, value in self.logs[partition].items() if before < parse(i) <= after}
         self.positions[partition] = offset
+        self.begun_anew.discard(partition)
+        self.carried = {commit for commit in self.carried if commit[1] != partition}
         self.known = {where: what for where, what in self.known.items() if where[1] != partition}
         self.unchecked = self.unchecked or set()
 
     def hurt(self, key: str) -> None:
         """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
         self.deleted.add(key)
+        self.begun_anew |= {partition for partition in range(PARTITIONS) if key == self.world.log(partition)}
         if key == self.world.keys.positions(0, PROCESSOR):
             self.shown |= {partition for partition in range(PARTITIONS) if self.counted(partition)}
         control = key.startswith(self.world.control.prefix) or key == "control"

@@ -139,7 +139,8 @@ class Member(Owner):
         shares = [share for share in self.shares.values() if not share.ended]
         if shares:
             logs = [self.world.log(share.partition) for share in shares]
-            answers = now(scripts.losses(self.world.lab, logs, [(share.cursor, share.read) for share in shares]))
+            cursors = [(share.cursor, share.read) for share in shares]
+            answers = now(scripts.losses(self.world.lab, PROCESSOR, logs, cursors))
             for share, lost in zip(shares, answers, strict=True):
                 if lost < 0:
                     share.rewind(told=False)

@@ -69,7 +69,9 @@ class Schedule(RuleBasedStateMachine):
             *(self.join, self.leave, self.crash, self.disturb, self.arrive, self.jump, self.server, self.pause),
         ]
         if damage:
-            self.kinds += [self.delete, self.trim, self.remember, self.roll_back, self.flush, self.reset]
+            self.kinds += [
+                *(self.delete, self.trim, self.remember, self.roll_back, self.flush, self.reset, self.ungroup),
+            ]
 
     @initialize(drawn=st.binary(min_size=BYTES, max_size=BYTES))
     def begin(self, drawn: bytes) -> None:
@@ -250,6 +252,11 @@ class Schedule(RuleBasedStateMachine):
         slot = dice.of(["", "", "control", "data"])
         self.world.damage.roll_back(slot)
         return f"of {slot or 'everything'}"
+
+    def ungroup(self, dice: Dice) -> str:
+        partition = dice.of(range(PARTITIONS))
+        self.world.damage.ungroup(partition)
+        return f"of {partition}: its consumer group is destroyed"
 
     def flush(self, dice: Dice) -> str:
         self.world.damage.flush()

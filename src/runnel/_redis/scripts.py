@@ -107,7 +107,7 @@ _look = _Script("look", includes=("log",))
 _park = _Script("park")
 _slow = _Script("slow")
 _forget_group = _Script("forget_group")
-_forget_positions = _Script("forget_positions")
+_forget_positions = _Script("forget_positions", includes=("log",))
 
 
 class Op(str, Enum):
@@ -570,12 +570,14 @@ async def acknowledge(link: Link, keys: StreamKeys, processor: str, partition: i
     return bool(await _acknowledge(link, (positions,), (partition, lost, rollbacks)))
 
 
-async def losses(link: Link, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:
-    """How many entries were removed from each log before they were read; -1 where the cursor is not of this log.
+async def losses(link: Link, processor: str, logs: Sequence[str], cursors: Sequence[tuple[bytes, int]]) -> list[int]:
+    """How many entries were removed from each log before they were read; -1 where it has replaced another.
 
     Arguments:
+        processor: who has acquired them.
         logs: their keys; all in one slot.
         cursors: per log, the id of the last entry read, and how many entries of the log end there.
     """
-    answer: list[int] = await _losses(link, logs, [word for cursor in cursors for word in cursor])
+    words = (StreamKeys.group_name(processor), *(word for cursor in cursors for word in cursor))
+    answer: list[int] = await _losses(link, logs, words)
     return answer

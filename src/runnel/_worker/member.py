@@ -353,7 +353,7 @@ class Member:
                 logs = [feed.log for feed in feeds]
 
                 async def attempt(logs: list[str] = logs, cursors: list[tuple[bytes, int]] = cursors) -> list[int]:
-                    return await scripts.losses(self._link, logs, cursors)
+                    return await scripts.losses(self._link, self.processor.name, logs, cursors)
 
                 lost = await patiently("look for losses", attempt, self._instruments)
                 for feed, seen, entries in zip(feeds, cursors, lost, strict=True):

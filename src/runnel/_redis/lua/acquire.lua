@@ -8,7 +8,8 @@
 --   {STALE, token}                             a higher token was seen here; nothing was changed
 --   {OK, offset, count, lost, rolled_back}     offset: the position; count: entries of the log up to it
 --     lost           entries that were removed before this processor had processed them; -1: an unknown number, since
---                    the log is not the one that the position was taken from, but one that has replaced it
+--                    the log is not the one that the position was taken from, but one that has replaced it; or the
+--                    position is gone, with its copy in the consumer group
 --     rolled_back    a position that Redis has lost, with what lies behind it; else empty: the stored one, where it lay
 --                    behind the end of the log; or what this member has committed, where nobody has acquired since, nor
 --                    moved it (1. commit, release  2. another acquires  3. the server loses both, and the release)
@@ -42,11 +43,8 @@ if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('XGROUP', 'CREATE', KEYS[2], group, '0-0', 'MKSTREAM')
   redis.call('XGROUP', 'DESTROY', KEYS[2], group)
 end
-local log, mirror = describe(KEYS[2]), nil
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
-  local found = named(flat)
-  if found['name'] == group then mirror = found end
-end
+local log = describe(KEYS[2])
+local mirror, marked = groups_of(KEYS[2], group)
 local last, added, length = log['last-generated-id'], log['entries-added'], log['length']
 if not stored and mirror and mirror['entries-read'] then  -- the positions are gone, but not their copy in the group
   offset, count = mirror['last-delivered-id'], mirror['entries-read']
@@ -55,14 +53,13 @@ end
 local lost, rolled_back = 0, ''
 if not offset then                        -- new here: from the first entry there is
   offset, count = '0-0', added - length
-elseif before(last, offset) and mirror then   -- a read from behind the end would wait for ever
-  rolled_back, offset, count = offset, last, added
-elseif before(last, offset) then          -- no group: not an earlier state of the log, but another one, with lower ids
+  if marked then lost = nil end           -- or nothing is left that says where we were
+elseif not mirror and not marked then     -- another log, also where the position fits it
   offset, count, lost = '0-0', added - length, nil
+elseif before(last, offset) then          -- a read from behind the end would wait for ever
+  rolled_back, offset, count = offset, last, added
 else
   lost = removed(log, offset, count)
-  -- Nothing was processed yet, so the count tells nothing; but the group would be there if the log were the old one.
-  if count == 0 and not mirror then lost = nil end
   local known = math.max(count, tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0))
   local up_to = count + (lost or 0)
   if processed_to_the_end(log, offset) then
@@ -85,6 +82,7 @@ if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition,
   ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count) .. taken)
+redis.pcall('XGROUP', 'CREATE', KEYS[2], mark_of(group))
 redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 redis.pcall('XGROUP', 'SETID', KEYS[2], group, offset, 'ENTRIESREAD', count)
 return {'OK', offset, string.format('%.0f', count), lost or -1, rolled_back}

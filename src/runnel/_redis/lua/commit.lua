@@ -41,9 +41,9 @@ for i = 2, #KEYS do
     else
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
       status = 'OK'
-      if mirrored.err then  -- the group was destroyed by hand, or with the log (see acquire for a count of 0)
-        local log, before_it = describe(KEYS[i]), tonumber(its_count)
-        if before_it > 0 and removed(log, its_offset, before_it) then
+      if mirrored.err then  -- the group was destroyed by hand, or with the log
+        local _, marked = groups_of(KEYS[i], ARGV[1])
+        if marked then
           redis.call('XGROUP', 'CREATE', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
         else
           status = 'REPLACED'

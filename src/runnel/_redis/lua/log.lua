@@ -21,6 +21,25 @@ local function describe(log)
   return found
 end
 
+local function mark_of(group)
+  -- Each processor marks the logs that it acquires, with a second consumer group, beside the one that has its position:
+  -- whoever destroys that one leaves the mark, and a log that is deleted takes it along. It stands at the highest id,
+  -- so that no tool takes it for one that lags. (A quoted name has no colon.)
+  return group .. ':mark', '18446744073709551615-18446744073709551615'
+end
+
+local function groups_of(log, group)
+  -- What XINFO GROUPS says of a processor's group in a log, nil if there is none; and whether the log has its mark. If
+  -- there is neither, it is not the log that the processor has acquired, or in which its position was moved.
+  local mark, found, marked = mark_of(group), nil, false
+  for _, flat in ipairs(redis.call('EXISTS', log) == 1 and redis.call('XINFO', 'GROUPS', log) or {}) do
+    local one = named(flat)
+    if one['name'] == group then found = one end
+    if one['name'] == mark then marked = true end
+  end
+  return found, marked
+end
+
 local function processed_to_the_end(log, offset)
   return offset == log['last-generated-id'] or #redis.call('XRANGE', log.name, '(' .. offset, '+', 'COUNT', 1) == 0
 end

@@ -31,7 +31,7 @@ from runnel.admin import (
 )
 from runnel.admin import quarantine as quarantine_module
 from runnel.errors import NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
-from runnel.instruments import PartitionsPaused, PartitionsResumed
+from runnel.instruments import LogReplaced, PartitionsPaused, PartitionsResumed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.everywhere]
 
@@ -422,6 +422,22 @@ async def test_skipping_under_load_makes_one_dead_letter_and_goes_on_behind_it(a
             (7, "proc", "ValueError: bad 7"),
         ]
         assert letters[0].source == f"steps/1/{one.events[0]}"
+
+
+async def test_skipping_in_a_log_that_was_deleted_meanwhile_does_not_hide_that(app_name: str, redis_url: str) -> None:
+    shop = Shop(app_name, redis_url)
+    shop.bad.add((0, 0))
+    await shop.send(3)
+    async with inspecting(shop.app) as redis, running(shop.app):
+        await eventually(lambda: list_quarantines(shop.app))
+        log = shop.steps.keys.log(0)
+        await redis.link.call("DEL", log)
+        shop.bad.clear()
+        await shop.steps.send(Step(key=0, n=3))
+        (skipped,) = await skip_quarantine(shop.app, "proc", [0])
+        assert len(skipped.missing) == 1
+        await eventually(lambda: shop.of(0) == [3])
+    assert [one.partition for one in shop.announced.of(LogReplaced)] == [0]
 
 
 @pytest.mark.parametrize("step", ["_move_behind", "_lift"])

@@ -112,6 +112,33 @@ def test_check_ends_with_status_1_where_a_row_misses(monkeypatch: pytest.MonkeyP
         assert done.exit_code == status, done.output
 
 
+# Turns
+
+
+def test_the_sides_of_a_row_are_measured_side_by_side_and_in_turn_the_other_way_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    third = Side("ours.y", {})
+    compared = [
+        Ratio("a", "", "rate", OURS, BARE, None),
+        Ratio("b", "", "cpu", OURS, BARE, None),
+        Ratio("c", "", "rate", third, BARE, None),
+    ]
+    turns: list[str] = []
+
+    def take_turn(side: Side) -> dict[str, float]:
+        turns.append(side.function)
+        return {"rate": 1.0, "cpu": 1.0}
+
+    made = suite.Suite({"plain": "redis://127.0.0.1:1"}, compared, say=lambda _: None)
+    monkeypatch.setattr(made, "_take_turn", take_turn)
+    monkeypatch.setattr(made, "_ask", lambda url, question: ["a server"])
+    made.run(2)
+    bare, ours = BARE.function, OURS.function
+    assert turns == [bare, ours, bare, third.function, ours, bare, third.function, bare]
+    assert [outcome.values for outcome in made.outcomes] == [[1.0, 1.0]] * 3
+
+
 # The judgement
 
 

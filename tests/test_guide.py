@@ -5,13 +5,17 @@ What the guide says about exceptions, middleware, background tasks and groups of
 
 import asyncio
 import functools
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 
 from harness import Recorder, eventually, inspecting, run_to_end, running
 from runnel import App, Event, ExceptionPolicy, Record
+from runnel._redis import scripts
+from runnel._worker import committer
 from runnel.errors import ConfigurationError, ProcessorReturned, UnknownProcessor, UnknownSetting
 from runnel.instruments import LossDetected, PartitionFailed
 from runnel.settings import Settings, unknown_variables
@@ -460,6 +464,53 @@ async def test_with_commit_each_an_event_waits_for_the_commit_of_the_one_before(
         async with running(app):
             await eventually(lambda: len(positions) == 20)
     assert positions == ["0-0", *ids[:-1]]
+
+
+@pytest.mark.parametrize("commit", ["auto", "each"])
+async def test_who_waits_for_a_commit_does_not_wait_for_the_next_one_to_be_due(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, commit: Literal["auto", "each"]
+) -> None:
+    monkeypatch.setattr(committer, "INTERVAL", 60.0)
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    seen: list[int] = []
+
+    @app.processor(stream, commit=commit)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+
+    ids = await stream.send(*steps("a", 20))
+    async with inspecting(app) as redis:
+        async with running(app):
+            await eventually(lambda: len(seen) == 20)
+        assert await redis.position(stream, "proc", 0) == ids[-1]
+
+
+async def test_what_is_finished_one_by_one_is_committed_together(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+
+    async def commit(*args: Any) -> Any:
+        begun.append(time.monotonic())
+        return await scripts.commit(*args)
+
+    monkeypatch.setattr(committer, "commit", commit)
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+
+    @app.processor(stream)
+    async def proc(events):
+        async for _ in events:
+            await asyncio.sleep(0.001)
+
+    ids = await stream.send(*steps("a", 100))
+    async with inspecting(app) as redis, running(app):
+        await eventually(lambda: _is(redis.position(stream, "proc", 0), ids[-1]))
+        apart = [later - earlier for earlier, later in pairwise(begun)]
+    assert len(apart) > 1
+    assert min(apart) > 0.9 * committer.INTERVAL
 
 
 @pytest.mark.parametrize("form", ["events", "batches"])

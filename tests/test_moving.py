@@ -143,6 +143,39 @@ async def test_a_stream_that_is_moved_from_one_server_to_a_cluster_is_spread_ove
         assert len(await list_dead_letters(new.app, new.steps)) == KEYS
 
 
+@pytest.mark.parametrize("again", [0, 3])
+async def test_what_was_lost_before_a_move_is_told_behind_it(flow: Flow, other: EmbeddedServer, again: int) -> None:
+    # 1. workers have stopped  2. logs are deleted  3. (others begin)  4. the stream is moved
+    async with inspecting(flow.app) as redis:
+        async with running(flow.app):
+            await flow.send(1)
+            await flow.has(1)
+        await flow.send(2)
+        for partition in range(4):
+            await redis.link.call("DEL", flow.steps.keys.log(partition))
+        for number in range(3, 3 + again):
+            await flow.send(number)
+    await move(flow, other.url)
+    there = Flow(flow.app.name, other.url)
+    async with running(there.app):
+        await eventually(lambda: len(there.recorder.of(LogReplaced)) == 4)
+        await eventually(lambda: sum(map(len, there.seen.values())) == KEYS * again)
+    assert all(numbers == list(range(3, 3 + again)) for numbers in there.seen.values())
+
+
+async def test_a_position_that_is_in_the_group_only_moves_as_well(flow: Flow, other: EmbeddedServer) -> None:
+    async with inspecting(flow.app) as redis:
+        async with running(flow.app):
+            await flow.send(1)
+            await flow.has(1)
+        await flow.send(2)
+        await redis.link.call("DEL", flow.steps.keys.positions(0, "record"))
+    await move(flow, other.url)
+    there = Flow(flow.app.name, other.url, flow.seen)
+    async with running(there.app):
+        await there.has(2)
+
+
 @pytest.mark.everywhere
 async def test_the_copy_is_the_same_to_the_id_and_the_count(flow: Flow, other: EmbeddedServer) -> None:
     async with inspecting(flow.app) as redis:

@@ -596,7 +596,7 @@ RACES: list[tuple[Race, Mutant]] = [
     ),
     (
         a_log_that_gives_out_an_id_again_is_told_from_the_one_before,
-        Mutant("the log is drained", "commit", "if marked then", "if true then"),
+        Mutant("a position is one of its log", "commit", "if marked then", "if true then"),
     ),
     (
         a_log_that_gives_out_no_more_than_the_last_id_is_told_while_it_rests,
@@ -604,7 +604,7 @@ RACES: list[tuple[Race, Mutant]] = [
     ),
     (
         a_group_that_is_destroyed_by_hand_is_no_loss,
-        Mutant("a rollback is real", "acquire", "redis.pcall('XGROUP', 'CREATE', KEYS[2], mark_of(group))", ""),
+        Mutant("a rollback is real", "acquire", "elseif not mirror and not marked then", "elseif not mirror then"),
     ),
     (
         what_was_lost_is_told_where_nothing_says_what_was_processed,

@@ -635,6 +635,41 @@ async def test_a_reset_to_the_end_can_be_acquired(link: Link, keys: StreamKeys) 
     assert await acquire(link, keys, 2) == Acquired(sent[-1], 4, 0, b"")
 
 
+async def test_a_move_by_hand_marks_the_log(link: Link, keys: StreamKeys) -> None:
+    sent = await fill(link, keys, 4)
+    await scripts.reset(link, keys, "delays", 0, sent[1], 2)
+    await link.call("XGROUP", "DESTROY", keys.log(0), "delays")
+    assert await acquire(link, keys, 1) == Acquired(sent[1], 2, 0, b"")
+
+
+async def test_a_move_by_hand_in_a_log_that_has_replaced_another_is_counted(link: Link, keys: StreamKeys) -> None:
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 4)
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1))
+    await delete_log(link, keys)
+    new = await fill(link, keys, 2)
+    before = await stored(link, keys)
+    assert await scripts.reset(link, keys, "delays", 0, sent[1], 2, expected=sent[0]) == sent[0]
+    assert await stored(link, keys) == before, "whoever knew the old log changes nothing"
+    assert await scripts.reset(link, keys, "delays", 0, new[0], 1) == sent[0]
+    assert (await scripts.look(link, keys, "delays", [0]))[0].rollbacks == 1
+    assert await acquire(link, keys, 2) == Acquired(new[0], 1, 0, b"")
+
+
+async def test_who_may_not_make_groups_acquires_nothing(link: Link, keys: StreamKeys) -> None:
+    await fill(link, keys, 2)
+    user = f"user-{keys.app}"
+    await link.call("ACL", "SETUSER", user, "on", "nopass", "~*", "&*", "+@all", "-xgroup")
+    await link.call("AUTH", user, "any")
+    try:
+        with pytest.raises(RedisError, match="permission"):
+            await acquire(link, keys, 1)
+    finally:
+        await link.call("AUTH", "default", "")
+        await link.call("ACL", "DELUSER", user)
+    assert await stored(link, keys) is None
+
+
 # declare and claim
 
 

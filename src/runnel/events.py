@@ -171,7 +171,7 @@ class Events(Generic[R]):
         loop = self._loop()
         if not self._middleware:
             return _track(loop, self._records(loop))
-        return _track(loop, _record_of_each(self._chain(loop, self._events(loop))))
+        return self._chain(loop, self._events(loop), records=True)
 
     def take(self, n: int, within: float) -> "Batches[R]":
         """Lists of events: ``n`` at a time, or fewer if ``within`` seconds pass after the first one was there.
@@ -287,18 +287,25 @@ class Events(Generic[R]):
         self._loops.append(loop)
         return loop
 
-    def _chain(self, loop: _Loop, source: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    def _chain(
+        self, loop: _Loop, source: AsyncGenerator[Any, None], *, records: bool = False
+    ) -> AsyncGenerator[Any, None]:
         _track(loop, source)
         for middleware in self._middleware:
             source = _track(loop, middleware.handler(source, events=self))
-        return _track(loop, self._outermost(source)) if self._middleware else source
+        return _track(loop, self._outermost(source, records)) if self._middleware else source
 
-    async def _outermost(self, parent: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        """Behind all middleware: know what the function has seen."""
+    async def _outermost(self, parent: AsyncGenerator[Any, None], records: bool) -> AsyncGenerator[Any, None]:
+        """Behind all middleware: know what the function has seen, and decode it if it wants ``records``."""
         try:
             async for x in parent:
                 self._taken = self._held
-                yield x
+                if not records:
+                    yield x
+                elif isinstance(x, list):
+                    yield [event.record for event in x]
+                else:
+                    yield x.record
         except asyncio.CancelledError:
             if _cancelled():
                 self._recover()  # somebody's time-out around the iteration, while middleware was at work
@@ -466,12 +473,7 @@ class Batches(Generic[R]):
         events, loop = self._events, self._events._loop()
         if not events._middleware:
             return _track(loop, events._record_lists(loop, self._n, self._within))
-        return _track(loop, _record_of_each(events._chain(loop, events._event_lists(loop, self._n, self._within))))
-
-
-async def _record_of_each(parent: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    async for x in parent:
-        yield [event.record for event in x] if isinstance(x, list) else x.record
+        return events._chain(loop, events._event_lists(loop, self._n, self._within), records=True)
 
 
 def _epoch(monotonic: float) -> float:

@@ -6,6 +6,7 @@ And a person who moves a position by hand, which is no damage but sets the chain
 from typing import TYPE_CHECKING
 
 from runnel._redis import queries, scripts
+from runnel._redis.keys import StreamKeys
 from simulation.laboratory import now
 from simulation.owners import PROCESSOR
 
@@ -18,13 +19,13 @@ class Damage:
 
     Attributes:
         snapshot: what a replica or a file holds; ``None`` if nothing was remembered yet.
-        begun_anew: what the judge knew then of logs that were deleted.
+        known_logs: what the judge knew then of logs that were deleted, and of groups that were destroyed.
     """
 
     def __init__(self, world: "World") -> None:
         self.world = world
         self.snapshot: dict[bytes, bytes] | None = None
-        self.begun_anew: set[int] = set()
+        self.known_logs: tuple[set[int], set[int]] = (set(), set())
         self._slots = {
             "control": world.control.prefix,
             "data": world.keys.positions_prefix(0).removesuffix(":pos:"),
@@ -42,10 +43,17 @@ class Damage:
         self.world.lab.ask("XTRIM", self.world.log(partition), "MAXLEN", keep)
         self.world.judge.look_again()
 
-    def ungroup(self, partition: int) -> None:
-        """Somebody destroys the consumer group that mirrors the position, which is no damage: it comes back."""
-        if self.world.lab.ask("EXISTS", self.world.log(partition)):
-            self.world.lab.ask("XGROUP", "DESTROY", self.world.log(partition), PROCESSOR)
+    def ungroup(self, partition: int, *, mark: bool = False) -> None:
+        """Somebody destroys the consumer group that mirrors the position, which is no damage: it comes back.
+
+        With the ``mark`` it is: the log is taken for another one.
+        """
+        log = self.world.log(partition)
+        if mark:
+            self.world.judge.ungrouped(partition)
+        if self.world.lab.ask("EXISTS", log):
+            for group in (PROCESSOR, StreamKeys.mark_name(PROCESSOR)) if mark else (PROCESSOR,):
+                self.world.lab.ask("XGROUP", "DESTROY", log, group)
 
     def flush(self) -> None:
         self.world.judge.hurt("")
@@ -57,7 +65,7 @@ class Damage:
         keys = self._keys("")
         dumps = self.world.lab.ask_all([("DUMP", key) for key in keys]) if keys else []
         self.snapshot = dict(zip(keys, dumps, strict=True))
-        self.begun_anew = set(self.world.judge.begun_anew)
+        self.known_logs = set(self.world.judge.begun_anew), set(self.world.judge.unmarked)
 
     def roll_back(self, slot: str = "") -> None:
         """The server loses what was written since; in one slot (control, data), or in all."""
@@ -69,7 +77,7 @@ class Damage:
         if commands := gone + back:
             self.world.lab.ask_all(commands)
         if slot != "control":
-            self.world.judge.begun_anew = set(self.begun_anew)
+            self.world.judge.begun_anew, self.world.judge.unmarked = map(set, self.known_logs)
         if slot != "data":  # by a restart, or because a replica has taken over
             self.world.replication += 1
             self.world.tick(0)

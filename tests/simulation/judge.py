@@ -59,8 +59,10 @@ class Judge:
             nothing is left of the group.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
         broken: whether a promise was broken; what comes after that proves nothing.
-        deleted: the keys that were.
         begun_anew: the partitions whose log was deleted since their position was stored: it is of the old one.
+        unmarked: those whose consumer groups were both destroyed since then.
+        forgotten: those of which nothing was left in Redis that knew what had been processed: the position was deleted,
+            and the log or both groups.
         shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
         carried: (member, partition, token, position) of all commits since somebody has last moved the position by hand.
         known: (member, partition) -> token and position that the member has last committed, and was not told is gone.
@@ -82,8 +84,9 @@ class Judge:
         self.hurt_data = self.hurt_control = self.untraceable = self.repeats_allowed = False
         self.unchecked: set[int] | None = None
         self.broken = False
-        self.deleted: set[str] = set()
         self.begun_anew: set[int] = set()
+        self.unmarked: set[int] = set()
+        self.forgotten: set[int] = set()
         self.shown: set[int] = set()
         self.carried: set[tuple[str, int, int, bytes]] = set()
         self.known: dict[tuple[str, int], tuple[int, bytes]] = {}
@@ -180,18 +183,21 @@ class Judge:
         self.tokens[partition] = (token, member)
         self.positions[partition] = answer.offset
         self.begun_anew.discard(partition)
+        self.unmarked.discard(partition)
 
     def committed(self, member: str, item: Commit, status: CommitStatus) -> None:
         p = item.partition
         if status is CommitStatus.FENCED:
             self.must(self.tokens[p] > (item.token, ""), "only the late are fenced", str(item))
+        if status in (CommitStatus.OK, CommitStatus.DUP):
+            self.carried.add((member, p, item.token, item.offset))
         if status is not CommitStatus.OK:
             return
+        self.must(p not in self.begun_anew | self.unmarked, "a position is one of its log", f"{member}: {item}")
         self.must(self.tokens.get(p) == (item.token, member), "no commit below the highest token", f"{member}: {item}")
         self.must(self.positions[p] == item.previous, "positions form a chain", f"at {self.positions[p]!r}: {item}")
         self.must(parse(item.offset) >= parse(item.previous), "positions advance", str(item))
         self.positions[p] = item.offset
-        self.carried.add((member, p, item.token, item.offset))
         self.passed(p, item.previous, item.offset, str(item))
 
     def passed(self, partition: int, previous: bytes, offset: bytes, why: str) -> None:
@@ -320,15 +326,19 @@ class Judge:
         self.excused |= {value for i, value in self.logs[partition].items() if before < parse(i) <= after}
         self.positions[partition] = offset
         self.begun_anew.discard(partition)
+        self.unmarked.discard(partition)
         self.carried = {commit for commit in self.carried if commit[1] != partition}
         self.known = {where: what for where, what in self.known.items() if where[1] != partition}
         self.unchecked = self.unchecked or set()
 
     def hurt(self, key: str) -> None:
         """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
-        self.deleted.add(key)
-        self.begun_anew |= {partition for partition in range(PARTITIONS) if key == self.world.log(partition)}
+        for partition in range(PARTITIONS):
+            if key == self.world.log(partition):
+                self.begun_anew.add(partition)
+                self.forgotten |= {partition} - self.positions.keys()
         if key == self.world.keys.positions(0, PROCESSOR):
+            self.forgotten |= self.begun_anew | self.unmarked
             self.shown |= {partition for partition in range(PARTITIONS) if self.counted(partition)}
         control = key.startswith(self.world.control.prefix) or key == "control"
         self.hurt_control |= control or not key
@@ -336,6 +346,12 @@ class Judge:
         self.hurt_data |= not control or not key
         if ":seq:" in key or key in ("data", ""):
             self.repeats_allowed = True
+
+    def ungrouped(self, partition: int) -> None:
+        """Both consumer groups of a log are destroyed."""
+        self.hurt_data = True
+        self.unmarked.add(partition)
+        self.forgotten |= {partition} - self.positions.keys()
 
     def look_again(self) -> None:
         """What the server holds now is where the chain goes on."""
@@ -419,9 +435,7 @@ class Judge:
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
             self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
-            # Nothing is left that knows of the old log, unless somebody who does still owns the partition.
-            unknown = {self.world.keys.positions(0, PROCESSOR), self.world.log(p)} <= self.deleted
-            told = self.reports[p] or self.counted(p) or p in self.shown or unknown
+            told = self.reports[p] or self.counted(p) or p in self.shown or p in self.forgotten
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
 
     def counted(self, partition: int) -> bool:

@@ -254,9 +254,9 @@ class Schedule(RuleBasedStateMachine):
         return f"of {slot or 'everything'}"
 
     def ungroup(self, dice: Dice) -> str:
-        partition = dice.of(range(PARTITIONS))
-        self.world.damage.ungroup(partition)
-        return f"of {partition}: its consumer group is destroyed"
+        partition, mark = dice.of(range(PARTITIONS)), dice.of([False, False, True])
+        self.world.damage.ungroup(partition, mark=mark)
+        return f"of {partition}{', and its mark' if mark else ''}"
 
     def flush(self, dice: Dice) -> str:
         self.world.damage.flush()

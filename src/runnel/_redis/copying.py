@@ -59,21 +59,18 @@ async def copy_log(source: Link, target: Link, keys: StreamKeys, partition: int,
 async def copy_positions(
     source: Link, target: Link, keys: StreamKeys, generation: Generation, confirm: Confirmation
 ) -> None:
-    """Copy who is registered, the positions, and their mirrors in consumer groups."""
+    """Copy who is registered, the positions, and the consumer groups that belong to them."""
     for slot_group in range(keys.slot_groups):
         registered = keys.registered(slot_group)
         for name in await source.at(registered).call("SMEMBERS", registered):
             await target.at(registered).call("SADD", registered, name)
             positions = keys.positions_prefix(slot_group) + name.decode()
             flat = await source.at(positions).call("HGETALL", positions)
-            if not flat:
-                continue
-            await target.at(positions).call("HSET", positions, *flat, confirm=confirm)
-            stored = dict(zip(flat[::2], flat[1::2], strict=True))
+            if flat:
+                await target.at(positions).call("HSET", positions, *flat, confirm=confirm)
             for partition in range(generation.partition_count):
-                if keys.slot_group(partition) == slot_group and (value := stored.get(b"%d" % partition)):
-                    _, offset, count = value.split(b"|")[:3]
-                    await _mirror(target, keys.log(partition), name, offset, count)
+                if keys.slot_group(partition) == slot_group:
+                    await _copy_groups(source, target, keys.log(partition), name.decode())
 
 
 async def copy_seals(source: Link, target: Link, keys: StreamKeys) -> None:
@@ -84,12 +81,21 @@ async def copy_seals(source: Link, target: Link, keys: StreamKeys) -> None:
             await target.at(sealed).call("SET", sealed, seal)
 
 
-async def _mirror(target: Link, log: str, group: bytes, offset: bytes, count: bytes) -> None:
-    try:
-        await target.at(log).call("XGROUP", "CREATE", log, group, offset, "ENTRIESREAD", count)
-    except RedisError as error:
-        if not str(error).startswith("BUSYGROUP"):
-            raise
+async def _copy_groups(source: Link, target: Link, log: str, processor: str) -> None:
+    """Copy a processor's consumer groups of a log, if they are there: without them, its position is not of this log."""
+    if await _describe(source, log) is None:
+        return
+    names = (processor, StreamKeys.mark_name(processor))
+    for flat in await source.at(log).call("XINFO", "GROUPS", log):
+        group = dict(zip(flat[::2], flat[1::2], strict=True))
+        if (name := group[b"name"].decode(errors="replace")) not in names:
+            continue
+        read = -1 if group[b"entries-read"] is None else group[b"entries-read"]
+        try:
+            await target.at(log).call("XGROUP", "CREATE", log, name, group[b"last-delivered-id"], "ENTRIESREAD", read)
+        except RedisError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
 
 
 async def copy_pause(source: Link, target: Link, keys: StreamKeys, processor: str) -> None:

@@ -164,3 +164,8 @@ class StreamKeys:
     def group_name(processor: str) -> str:
         """The consumer group that mirrors a processor's position, and its name inside keys."""
         return _quoted(processor)
+
+    @staticmethod
+    def mark_name(group: str) -> str:
+        """The consumer group that shows that the processor of ``group`` has acquired a log; see ``log.lua``."""
+        return f"{group}:mark"

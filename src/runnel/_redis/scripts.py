@@ -95,7 +95,7 @@ _quarantine = _Script("quarantine")
 _acquire = _Script("acquire", includes=("log",))
 _commit = _Script("commit", includes=("log",))
 _append = _Script("append")
-_reset = _Script("reset")
+_reset = _Script("reset", includes=("log",))
 _declare = _Script("declare")
 _claim = _Script("claim")
 _count = _Script("count")
@@ -286,8 +286,8 @@ class Acquired:
         offset: the position: the last entry that was processed.
         count: how many entries of the log, counted from its very first one, end there.
         lost: entries that were removed unprocessed.
-        replaced: the log is another one than the position was taken from: what was in the old one and was not processed
-            is lost, however much that was.
+        replaced: the log is another one than the position was taken from, or nothing says where the position was: what
+            was there and was not processed may be lost, however much that was.
         rolled_back: the position that Redis has lost: it was stored behind the end of the log, or had been committed by
             this member; else empty.
     """
@@ -456,7 +456,7 @@ async def reset(
 ) -> bytes:
     """Move a position by hand. Returns the previous one; empty if there was none.
 
-    If that is not the ``expected`` one, nothing was changed.
+    If that is not the ``expected`` one, or not one of this log, which has replaced another, nothing was changed.
     """
     slot = keys.slot_group(partition)
     previous: bytes = await _reset(

@@ -1,4 +1,8 @@
-"""Runs rows in rounds. In each round every side takes its turn, so that both sides of a ratio see the same machine."""
+"""Runs rows in rounds.
+
+In each round the sides of a row take their turns right one after the other, so that both sides of a ratio see the same
+machine; in every second round the other way round. Rows that compare the same sides share their turns.
+"""
 
 import asyncio
 import secrets
@@ -86,12 +90,13 @@ class Suite:
         [self.server, *_] = self._ask(self._servers["plain"], server_version)
         try:
             for number in range(rounds):
-                taken: dict[str, Figures | str] = {}
+                turns: dict[tuple[str, ...], dict[str, Figures | str]] = {}
                 for outcome in self.outcomes:
-                    for side in outcome.row.sides:
-                        if side.label not in taken:
-                            self._say(f"round {number + 1} of {rounds}   {side.label}")
-                            taken[side.label] = self._take_turn(side)
+                    sides = outcome.row.sides
+                    taken = turns.setdefault(tuple(side.label for side in sides), {})
+                    for side in () if taken else sides[:: -1 if number % 2 else 1]:
+                        self._say(f"round {number + 1} of {rounds}   {side.label}")
+                        taken[side.label] = self._take_turn(side)
                     _conclude(outcome, taken)
         finally:
             for url in set(self._servers.values()):

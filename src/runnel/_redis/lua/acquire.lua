@@ -39,12 +39,9 @@ if stored then
   if rest ~= '' and tonumber(its_token) == token then taken = '|taken' end
 end
 
-if redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('XGROUP', 'CREATE', KEYS[2], group, '0-0', 'MKSTREAM')
-  redis.call('XGROUP', 'DESTROY', KEYS[2], group)
-end
-local log = describe(KEYS[2])
 local mirror, marked = groups_of(KEYS[2], group)
+if not marked then set_mark(KEYS[2], group) end   -- an error here has changed nothing yet
+local log = describe(KEYS[2])
 local last, added, length = log['last-generated-id'], log['entries-added'], log['length']
 if not stored and mirror and mirror['entries-read'] then  -- the positions are gone, but not their copy in the group
   offset, count = mirror['last-delivered-id'], mirror['entries-read']
@@ -82,7 +79,5 @@ if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition,
   ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count) .. taken)
-redis.pcall('XGROUP', 'CREATE', KEYS[2], mark_of(group))
-redis.pcall('XGROUP', 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
-redis.pcall('XGROUP', 'SETID', KEYS[2], group, offset, 'ENTRIESREAD', count)
+redis.call('XGROUP', mirror and 'SETID' or 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 return {'OK', offset, string.format('%.0f', count), lost or -1, rolled_back}

@@ -22,15 +22,20 @@ local function describe(log)
 end
 
 local function mark_of(group)
-  -- Each processor marks the logs that it acquires, with a second consumer group, beside the one that has its position:
-  -- whoever destroys that one leaves the mark, and a log that is deleted takes it along. It stands at the highest id,
-  -- so that no tool takes it for one that lags. (A quoted name has no colon.)
-  return group .. ':mark', '18446744073709551615-18446744073709551615'
+  -- Each processor marks the logs that it acquires, or in which its position is moved, with a second consumer group
+  -- beside the one that has its position: whoever destroys that one leaves the mark, and a log that is deleted takes it
+  -- along. (A quoted name has no colon.)
+  return group .. ':mark'
+end
+
+local function set_mark(log, group)
+  -- At the highest id, so that no tool takes it for one that lags. The log is made if it is not there.
+  redis.call('XGROUP', 'CREATE', log, mark_of(group), '18446744073709551615-18446744073709551615', 'MKSTREAM')
 end
 
 local function groups_of(log, group)
   -- What XINFO GROUPS says of a processor's group in a log, nil if there is none; and whether the log has its mark. If
-  -- there is neither, it is not the log that the processor has acquired, or in which its position was moved.
+  -- there is neither, the processor's position is not one of this log.
   local mark, found, marked = mark_of(group), nil, false
   for _, flat in ipairs(redis.call('EXISTS', log) == 1 and redis.call('XINFO', 'GROUPS', log) or {}) do
     local one = named(flat)

@@ -645,14 +645,17 @@ async def test_a_move_by_hand_marks_the_log(link: Link, keys: StreamKeys) -> Non
 async def test_a_move_by_hand_in_a_log_that_has_replaced_another_is_counted(link: Link, keys: StreamKeys) -> None:
     await acquire(link, keys, 1)
     sent = await fill(link, keys, 4)
-    await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1))
+    await link.call("XTRIM", keys.log(0), "MAXLEN", 3)
+    assert (await acquire(link, keys, 1)).lost == 1
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[1], 2))
     await delete_log(link, keys)
     new = await fill(link, keys, 2)
     before = await stored(link, keys)
-    assert await scripts.reset(link, keys, "delays", 0, sent[1], 2, expected=sent[0]) == sent[0]
+    assert await scripts.reset(link, keys, "delays", 0, sent[2], 3, expected=sent[1]) == sent[1]
     assert await stored(link, keys) == before, "whoever knew the old log changes nothing"
-    assert await scripts.reset(link, keys, "delays", 0, new[0], 1) == sent[0]
+    assert await scripts.reset(link, keys, "delays", 0, new[0], 1) == sent[1]
     assert (await scripts.look(link, keys, "delays", [0]))[0].rollbacks == 1
+    assert not await link.call("HEXISTS", keys.positions(0, "delays"), "removed:0"), "that was of the old log"
     assert await acquire(link, keys, 2) == Acquired(new[0], 1, 0, b"")
 
 

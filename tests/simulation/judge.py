@@ -61,8 +61,8 @@ class Judge:
         broken: whether a promise was broken; what comes after that proves nothing.
         begun_anew: the partitions whose log was deleted since their position was stored: it is of the old one.
         unmarked: those whose consumer groups were both destroyed since then.
-        forgotten: those of which nothing was left in Redis that knew what had been processed: the position was deleted,
-            and the log or both groups.
+        forgotten: those of which nothing is left in Redis that knows what was processed, until somebody acquires them:
+            the position was deleted, and the log or both groups.
         shown: the partitions of which operators were shown a loss, until somebody deleted the counters.
         carried: (member, partition, token, position) of all commits since somebody has last moved the position by hand.
         known: (member, partition) -> token and position that the member has last committed, and was not told is gone.
@@ -182,6 +182,9 @@ class Judge:
         self.passed(partition, BEGINNING, answer.offset, f"{member} acquires {partition} at {answer.offset!r}")
         self.tokens[partition] = (token, member)
         self.positions[partition] = answer.offset
+        if partition in self.forgotten:  # for all that anybody knows, nothing was ever there before
+            self.excused |= self.ever[partition] - self.done - set(self.logs[partition].values())
+            self.forgotten.discard(partition)
         self.begun_anew.discard(partition)
         self.unmarked.discard(partition)
 
@@ -435,7 +438,7 @@ class Judge:
             undone = [(i, value) for i, value in log.items() if value not in self.done | self.excused]
             self.must(not undone, "the log is drained", f"{p}: {undone}; position {self.positions.get(p)!r}")
             gone = self.sent[p] - self.done - self.excused
-            told = self.reports[p] or self.counted(p) or p in self.shown or p in self.forgotten
+            told = self.reports[p] or self.counted(p) or p in self.shown
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
 
     def counted(self, partition: int) -> bool:

@@ -70,7 +70,7 @@ async def copy_positions(
                 await target.at(positions).call("HSET", positions, *flat, confirm=confirm)
             for partition in range(generation.partition_count):
                 if keys.slot_group(partition) == slot_group:
-                    await _copy_groups(source, target, keys.log(partition), name.decode())
+                    await _copy_groups(source, target, keys.log(partition), name.decode(), confirm)
 
 
 async def copy_seals(source: Link, target: Link, keys: StreamKeys) -> None:
@@ -81,7 +81,7 @@ async def copy_seals(source: Link, target: Link, keys: StreamKeys) -> None:
             await target.at(sealed).call("SET", sealed, seal)
 
 
-async def _copy_groups(source: Link, target: Link, log: str, processor: str) -> None:
+async def _copy_groups(source: Link, target: Link, log: str, processor: str, confirm: Confirmation) -> None:
     """Copy a processor's consumer groups of a log, if they are there: without them, its position is not of this log."""
     if await _describe(source, log) is None:
         return
@@ -92,7 +92,8 @@ async def _copy_groups(source: Link, target: Link, log: str, processor: str) -> 
             continue
         read = -1 if group[b"entries-read"] is None else group[b"entries-read"]
         try:
-            await target.at(log).call("XGROUP", "CREATE", log, name, group[b"last-delivered-id"], "ENTRIESREAD", read)
+            command = ("XGROUP", "CREATE", log, name, group[b"last-delivered-id"], "ENTRIESREAD", read)
+            await target.at(log).call(*command, confirm=confirm)
         except RedisError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise

@@ -220,7 +220,10 @@ async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine)
 
 
 async def _move_behind(link: Link, processor: Processor[Any], quarantine: Quarantine) -> None:
-    """Put the position behind the failed events, unless it is there or further already."""
+    """Put the position behind the failed events, unless it is there or further already.
+
+    If the log has replaced the one in which they failed, nothing changes: the next owner finds that out.
+    """
     stream, partition = processor.stream, quarantine.partition
     keys = stream.keys_of(await generation_of(link, stream, processor.name))
     last = quarantine.events[-1].encode()

@@ -40,14 +40,14 @@ if stored then
 end
 
 local mirror, marked = groups_of(KEYS[2], group)
-if not marked then set_mark(KEYS[2], group) end   -- an error here has changed nothing yet
+if not marked then set_mark(KEYS[2], group) end
 local log = describe(KEYS[2])
 local last, added, length = log['last-generated-id'], log['entries-added'], log['length']
 if not stored and mirror and mirror['entries-read'] then  -- the positions are gone, but not their copy in the group
   offset, count = mirror['last-delivered-id'], mirror['entries-read']
 end
 
-local lost, rolled_back = 0, ''
+local lost, rolled_back, up_to = 0, '', 0
 if not offset then                        -- new here: from the first entry there is
   offset, count = '0-0', added - length
   if marked then lost = nil end           -- or nothing is left that says where we were
@@ -57,20 +57,22 @@ elseif before(last, offset) then          -- a read from behind the end would wa
   rolled_back, offset, count = offset, last, added
 else
   lost = removed(log, offset, count)
-  local known = math.max(count, tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0))
-  local up_to = count + (lost or 0)
+  local counted = math.max(count, tonumber(redis.call('HGET', KEYS[1], 'removed:' .. partition) or 0))
+  up_to = count + (lost or 0)
   if processed_to_the_end(log, offset) then
     offset, count = last, added
   elseif lost ~= 0 then
     count = added - length
   end
-  if lost then lost = math.max(0, up_to - known) end
-  if (lost or 0) > 0 then
-    redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost)
-    redis.call('HSET', KEYS[1], 'removed:' .. partition, string.format('%.0f', up_to))
-  end
+  if lost then lost = math.max(0, up_to - counted) end
 end
 
+-- First of all: whoever may not do this has changed nothing.
+redis.call('XGROUP', mirror and 'SETID' or 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
+if (lost or 0) > 0 then
+  redis.call('HINCRBY', KEYS[1], 'lost:' .. partition, lost)
+  redis.call('HSET', KEYS[1], 'removed:' .. partition, string.format('%.0f', up_to))
+end
 if rolled_back ~= '' or not lost then
   redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
 end
@@ -79,5 +81,4 @@ if rolled_back ~= '' or not lost then redis.call('HINCRBY', KEYS[1], 'rollbacks:
 redis.call('SADD', KEYS[3], group)
 redis.call('HSET', KEYS[1], partition,
   ARGV[2] .. ':' .. member .. '|' .. offset .. '|' .. string.format('%.0f', count) .. taken)
-redis.call('XGROUP', mirror and 'SETID' or 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 return {'OK', offset, string.format('%.0f', count), lost or -1, rolled_back}

@@ -17,5 +17,8 @@ if ARGV[5] and (ARGV[5] ~= previous or replaced) then return previous end
 if not marked then set_mark(KEYS[2], group) end
 redis.call('XGROUP', mirror and 'SETID' or 'CREATE', KEYS[2], group, offset, 'ENTRIESREAD', count)
 redis.call('HSET', KEYS[1], partition, token .. '|' .. offset .. '|' .. count .. '|reset')
-if replaced then redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1) end
+if replaced then
+  redis.call('HINCRBY', KEYS[1], 'rollbacks:' .. partition, 1)
+  redis.call('HDEL', KEYS[1], 'removed:' .. partition)   -- of a log that is no more
+end
 return previous

@@ -207,6 +207,26 @@ async def test_a_primary_that_was_frozen_and_believes_to_be_one_still_takes_noth
     traffic.nothing_is_lost()
 
 
+async def test_a_late_confirmation_counts_only_if_no_sentinel_names_another_primary(
+    watched: Watched, app_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentinels learn of a fail-over one after the other, and a replica may still follow the old primary meanwhile."""
+    endpoint = SentinelEndpoint(watched.url)
+    link = endpoint.link()
+    late = ("BLPOP", app_name, 0.4)
+    assert await link.call(*late, confirm=REPLICA) is None
+    named_by, (*_, last) = endpoint._named_by, endpoint._sentinels
+
+    async def another(sentinel: Endpoint) -> tuple[str, int] | str:
+        return (HOST, 1) if sentinel is last else await named_by(sentinel)
+
+    monkeypatch.setattr(endpoint, "_named_by", another)
+    assert await link.call(*late) is None
+    with pytest.raises(RedisUnavailable, match="no primary any more"):
+        await link.call(*late, confirm=REPLICA)
+    await link.close()
+
+
 async def test_what_a_frozen_primary_says_when_it_is_none_any_more_is_not_believed(
     watched: Watched, app_name: str
 ) -> None:

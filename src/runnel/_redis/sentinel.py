@@ -8,7 +8,7 @@ its connections end or it answers READONLY; then we connect anew, and so ask aga
 import asyncio
 import random
 import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from redis import exceptions
@@ -102,24 +102,46 @@ class SentinelEndpoint(Endpoint):
         except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
             return True
 
+    async def all_name(self, connection: AbstractConnection) -> bool:
+        """Whether no sentinel that answers names another server than the one that a connection leads to."""
+        assert isinstance(connection, Connection)
+        here = (connection.host, connection.port)
+        sentinels = tuple(self._sentinels)
+        answers = await asyncio.gather(*map(self._named_by, sentinels))
+        for sentinel, named in zip(sentinels, answers, strict=True):
+            if not isinstance(named, str) and named != here:
+                self._prefer(sentinel, named)
+                return False
+        return True
+
     async def _address_now(self) -> tuple[str, int]:
         reasons = []
         for sentinel in tuple(self._sentinels):
-            try:
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    found = await _ask(await sentinel.connect(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-            except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
-                reasons.append(sentinel.unreachable(error).what)
-                continue
-            if found is None:
-                reasons.append(f'{sentinel.safe_url} knows no service "{self._service}".')
-                continue
-            # Ask this one first from now on. Sentinels learn of a fail-over one after the other, so asking another one
-            # might lead back to the old primary.
-            self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
-            self._address, self._asked_at = (found[0].decode(), int(found[1])), time.monotonic()
-            return self._address
+            named = await self._named_by(sentinel)
+            if not isinstance(named, str):
+                return self._prefer(sentinel, named)
+            reasons.append(named)
         raise self._no_primary(reasons)
+
+    async def _named_by(self, sentinel: Endpoint) -> tuple[str, int] | str:
+        """The address that a sentinel names, or why it names none."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                found = await _ask(await sentinel.connect(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+        except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            return sentinel.unreachable(error).what
+        if found is None:
+            return f'{sentinel.safe_url} knows no service "{self._service}".'
+        return found[0].decode(), int(found[1])
+
+    def _prefer(self, sentinel: Endpoint, address: tuple[str, int]) -> tuple[str, int]:
+        """Believe this one, and ask it first from now on.
+
+        Sentinels learn of a fail-over one after the other, so asking another one might lead back to the old primary.
+        """
+        self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
+        self._address, self._asked_at = address, time.monotonic()
+        return address
 
     def _no_primary(self, reasons: list[str]) -> RedisUnavailable:
         return RedisUnavailable(
@@ -134,7 +156,8 @@ class SentinelLink(Link):
     After a fail-over that was asked for, or when a primary comes back that was cut off, it takes the sentinels some
     10 s to tell it that it is a replica now. Until then it takes writes, all of which are lost then. So before a
     command, we look now and then who the primary is. One that was frozen carries out, when it goes on, what waited in
-    its sockets: so we look once more after an answer that was long in coming.
+    its sockets: so we look once more after an answer that was long in coming. If that confirms a write, we ask all
+    sentinels: while a replica still follows the old primary, it confirms what is lost when it follows the new one.
     """
 
     @property
@@ -147,16 +170,23 @@ class SentinelLink(Link):
         await self._leave_if_demoted()
         asked = time.monotonic()
         answer = await super().call(*command, timeout=timeout, confirm=confirm)
-        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted():
+        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted(sure=bool(confirm.command)):
             raise RedisUnavailable(
                 f"A server of {self.endpoint.safe_url} has answered when it was no primary any more."
             )
         return answer
 
-    async def _leave_if_demoted(self) -> bool:
-        """Disconnect from a server that is no primary any more. Whether that was so."""
+    async def _leave_if_demoted(self, *, sure: bool = False) -> bool:
+        """Disconnect from a server that is no primary any more, for all that one sentinel knows, or to be ``sure`` any.
+
+        Returns:
+            Whether that was so.
+        """
         connection = self._connection
-        if connection is None or await self.endpoint.leads_to_primary(connection):
+        if connection is None:
+            return False
+        ask = cast("SentinelEndpoint", self.endpoint).all_name if sure else self.endpoint.leads_to_primary
+        if await ask(connection):
             return False
         async with self._turn:
             if connection is self._connection:

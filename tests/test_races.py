@@ -420,28 +420,30 @@ def a_log_that_took_the_place_of_another_is_told_though_it_fits(world: World) ->
     world.join()
 
 
-def a_log_that_gives_out_an_id_again_is_told_from_the_one_before(world: World) -> None:
-    # 1. a log is deleted, and the clock is where it was  2. the next one begins with the id of the position
+def _deleted_behind_its_first_event(world: World) -> Member:
     member = world.join()
     world.producers[0].send(2, 1)
-    member.work()
-    member.step("finish", Reply.HEARD)
-    member.commit()
+    _processes_one(member)
     world.damage.delete(world.log(2))
-    world.producers[0].send(2, 2)
+    return member
+
+
+def _processes_one(member: Member) -> None:
     member.work()
     member.step("finish", Reply.HEARD)
     member.commit()
+
+
+def a_log_that_gives_out_an_id_again_is_told_from_the_one_before(world: World) -> None:
+    # 1. a log is deleted, and the clock is where it was  2. the next one begins with the id of the position
+    member = _deleted_behind_its_first_event(world)
+    world.producers[0].send(2, 2)
+    _processes_one(member)
 
 
 def a_log_that_gives_out_no_more_than_the_last_id_is_told_while_it_rests(world: World) -> None:
     # as above, but there is nothing behind that id, and so nothing to be committed
-    member = world.join()
-    world.producers[0].send(2, 1)
-    member.work()
-    member.step("finish", Reply.HEARD)
-    member.commit()
-    world.damage.delete(world.log(2))
+    _deleted_behind_its_first_event(world)
     world.producers[0].send(2, 1)
     world.look_for_losses()
     world.everybody(4)

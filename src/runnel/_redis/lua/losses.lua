@@ -2,7 +2,8 @@
 -- Looks for entries that were removed before they were read: by a trim without regard for the processor, or by hand.
 --
 -- KEYS    the logs
--- ARGV    1 group (the processor's name in keys), then per log: cursor (id of the last entry read), number of entries of the log up to it
+-- ARGV    1 group (the processor's name in keys), then per log: cursor (id of the last entry read), number of entries
+--         of the log up to it
 -- Answer  per log: how many entries behind the cursor were removed; 0 if none; -1 if the cursor is not of this log,
 --         or the processor has not acquired it: it has replaced another
 -- Includes log.lua

@@ -1,6 +1,7 @@
 """What somebody removes from Redis under a running worker is noticed, said, and does not keep it from going on."""
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from harness import Inspector, Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis import scripts
 from runnel._worker import committer, member
-from runnel.admin import pause_processor, resume_processor
+from runnel.admin import apply_reset, pause_processor, plan_reset, resume_processor
 from runnel.errors import RedisUnavailable
 from runnel.instruments import (
     LogReplaced,
@@ -308,6 +309,59 @@ async def test_entries_that_are_removed_unread_are_counted_once(
             await case.send(20, 20)
             await eventually(lambda: case.seen[-1] == 20)
     assert len(case.announced.of(LossDetected)) == before
+
+
+async def test_what_was_read_ahead_and_is_removed_before_it_is_processed_is_announced(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The owner finds that what lies behind its buffer is removed, and so is what it holds. 2. It stops."""
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    async with inspecting(case.app) as redis:
+        async with running(case.app) as worker:
+            await case.send(1, 1)
+            await case.committed(redis, 1)
+            case.gate.clear()
+            await case.send(2, 30)
+            await eventually(lambda: case.seen[-1] == 2)
+            await asyncio.sleep(0.1)  # it has read ahead what it can
+            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            await redis.link.call("XTRIM", case.stream.keys.log(0), "MINID", ids[25])
+            await eventually(lambda: case.announced.of(LossDetected))
+            [consumer] = worker.members[0].consumers
+            worker.stop("test")
+            await eventually(lambda: consumer.feed.ended)
+            case.gate.set()
+        async with running(case.app):
+            await case.send(40, 40)
+            await eventually(lambda: case.seen[-1] == 40)
+    assert case.seen == [1, 2, *range(26, 31), 40]
+    assert sum(announcement.entries for announcement in case.announced.of(LossDetected)) == 23
+
+
+async def test_a_move_by_hand_of_what_waits_for_an_old_function_to_end_is_no_rollback(case: Case) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    @case.app.processor(case.stream)
+    async def slow(events):
+        async for _ in events:
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await ended.wait()
+            await ended.wait()
+
+    async with running(case.app, ["slow"]) as worker:
+        await case.send(1, 2)
+        [member_] = worker.members
+        await asyncio.wait_for(begun.wait(), 10)
+        [consumer] = member_.consumers
+        member_.fenced(consumer.feed)
+        await eventually(lambda: [one for one in member_.consumers if one is not consumer])
+        await apply_reset(case.app, "slow", await plan_reset(case.app, "slow", "$"))
+        [again] = member_.consumers
+        await eventually(lambda: again.feed.probed or case.announced.of(PartitionRewound))
+        ended.set()
+        await eventually(lambda: len(case.announced.of(PartitionGained)) == 2)
+    assert not case.announced.of(PartitionRewound)
 
 
 async def test_positions_that_are_lost_are_taken_from_the_consumer_group(case: Case) -> None:

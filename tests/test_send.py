@@ -11,6 +11,7 @@ import pytest
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis import producer
+from runnel._redis.scripts import AppendStatus
 from runnel._redis.sending import Sending
 from runnel.errors import RecordError, RedisUnavailable, StreamFull
 from runnel.instruments import LossDetected, SequenceGap
@@ -388,6 +389,40 @@ async def test_a_full_partition_waits_until_there_is_room(app_name: str, redis_u
         assert [len(ids) for ids in await asyncio.gather(*sending)] == [25] * 4
         await eventually(lambda: len(seen) == 110)
     assert seen == list(range(110))
+
+
+async def test_an_attempt_that_arrives_when_the_partition_is_not_full_any_more_does_not_swallow_what_was_sent_meanwhile(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. An append is held up on its way, and repeated: full. 2. One of its sends is given up, and there is another one.
+    # 3. There is room, and the first attempt arrives.
+    app, stream, seen = declare(app_name, redis_url, partition_size=4)
+    await register(app, stream)
+    await stream.send(*steps("a", 4))
+    append, held_up, room = producer.append, [], asyncio.Event()
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        if room.is_set() and held_up:
+            first, held = held_up[0]
+            held_up.clear()
+            assert (await append(*first, **held))[0].status is AppendStatus.OK
+        answers = await append(*arguments, **options)
+        if answers[0].status is AppendStatus.FULL and not held_up:
+            held_up.append((arguments, options))
+        return answers
+
+    monkeypatch.setattr(producer, "append", late)
+    given_up, waits = [asyncio.ensure_future(stream.send(*steps("a", 1, start=n))) for n in (10, 11)]
+    await eventually(lambda: held_up)
+    given_up.cancel()
+    meanwhile = asyncio.ensure_future(stream.send(*steps("a", 1, start=12)))
+    async with running(app):
+        await eventually(lambda: len(seen) == 4)
+        room.set()
+        await asyncio.gather(waits, meanwhile)
+        await eventually(lambda: seen[-1] == 12)
+    assert list(dict.fromkeys(seen)) == [0, 1, 2, 3, 10, 11, 12]
+    await app.aclose()
 
 
 async def test_a_full_partition_does_not_hold_up_the_others(app_name: str, redis_url: str) -> None:

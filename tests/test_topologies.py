@@ -24,7 +24,7 @@ from runnel._redis.keys import ControlKeys, StreamKeys
 from runnel._redis.link import Endpoint, Link, Listener
 from runnel._redis.patience import patiently
 from runnel._redis.scripts import Acquired, Batch, Commit
-from runnel._redis.sentinel import SentinelEndpoint
+from runnel._redis.sentinel import ANSWER_TIMEOUT, CHECK_INTERVAL, Named, SentinelEndpoint
 from runnel.admin import begin_migration, plan_migration, tail_of, watch_migration
 from runnel.errors import ConfigurationError, NotDurable, RedisError, RedisUnavailable
 from runnel.instruments import Instruments, PartitionRewound
@@ -207,24 +207,121 @@ async def test_a_primary_that_was_frozen_and_believes_to_be_one_still_takes_noth
     traffic.nothing_is_lost()
 
 
-async def test_a_late_confirmation_counts_only_if_no_sentinel_names_another_primary(
+class Views:
+    """Sentinels of which the last one, in the order in which they are asked at first, says what it is told to."""
+
+    def __init__(self, endpoint: SentinelEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.last = endpoint._sentinels[-1]
+        self.address: tuple[str, int] | None = None
+        self.fail_overs = 0
+        """By how many it is ahead of the others."""
+        self.silent: set[Endpoint] = set()
+        self.asked: list[Endpoint] = []
+        named_by, connect = endpoint._named_by, Endpoint.connect
+
+        async def named(sentinel: Endpoint) -> Named | str:
+            self.asked.append(sentinel)
+            answer = await named_by(sentinel)
+            if sentinel is not self.last or self.address is None:
+                return answer
+            assert isinstance(answer, Named)
+            return Named(self.address, answer.epoch + self.fail_overs)
+
+        async def held_up(this: Endpoint) -> Any:
+            if this in self.silent:
+                await asyncio.sleep(60)
+            return await connect(this)
+
+        monkeypatch.setattr(endpoint, "_named_by", named)
+        monkeypatch.setattr(Endpoint, "connect", held_up)
+
+
+def _late(app_name: str) -> tuple[Any, ...]:
+    """A command whose answer comes so late that it is asked whether the server is still the primary."""
+    return ("BLPOP", app_name, 0.4)
+
+
+async def test_a_late_confirmation_counts_only_if_no_sentinel_knows_of_a_fail_over(
     watched: Watched, app_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sentinels learn of a fail-over one after the other, and a replica may still follow the old primary meanwhile."""
     endpoint = SentinelEndpoint(watched.url)
     link = endpoint.link()
-    late = ("BLPOP", app_name, 0.4)
-    assert await link.call(*late, confirm=REPLICA) is None
-    named_by, (*_, last) = endpoint._named_by, endpoint._sentinels
-
-    async def another(sentinel: Endpoint) -> tuple[str, int] | str:
-        return (HOST, 1) if sentinel is last else await named_by(sentinel)
-
-    monkeypatch.setattr(endpoint, "_named_by", another)
-    assert await link.call(*late) is None
+    assert await link.call(*_late(app_name), confirm=REPLICA) is None
+    views = Views(endpoint, monkeypatch)
+    views.address, views.fail_overs = (HOST, 1), 1
+    assert await link.call(*_late(app_name)) is None
     with pytest.raises(RedisUnavailable, match="no primary any more"):
-        await link.call(*late, confirm=REPLICA)
+        await link.call(*_late(app_name), confirm=REPLICA)
     await link.close()
+
+
+@pytest.mark.parametrize("fail_overs", [0, -1])
+async def test_a_sentinel_that_lags_or_has_another_name_for_the_primary_leads_nobody_away_from_it(
+    watched: Watched, app_name: str, monkeypatch: pytest.MonkeyPatch, fail_overs: int
+) -> None:
+    endpoint = SentinelEndpoint(watched.url)
+    link = endpoint.link()
+    await asyncio.to_thread(watched.fail_over)  # so that there is an earlier one
+    await asyncio.to_thread(watched.settle)
+    await patiently("ping", lambda: link.call("PING"), Instruments())
+    views = Views(endpoint, monkeypatch)
+    views.address, views.fail_overs = (HOST, 1), fail_overs
+    connection = link.connection
+    for _ in range(3):
+        assert await link.call(*_late(app_name), confirm=REPLICA) is None
+    assert views.last in views.asked
+    assert link.connection is connection
+    await link.close()
+    if fail_overs < 0:  # also where it is the first one that is asked by who knows better
+        endpoint._sentinels.sort(key=lambda sentinel: sentinel is not views.last)
+        views.asked.clear()
+        assert await link.call("PING") == b"PONG"
+        assert views.asked[0] is views.last
+        await link.close()
+
+
+async def test_a_process_that_has_met_a_sentinel_that_is_cut_off_asks_another_one_the_next_time(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = SentinelEndpoint(watched.url)
+    views = Views(endpoint, monkeypatch)
+    views.address, views.last = (HOST, 1), endpoint._sentinels[0]
+    link = endpoint.link()
+    with pytest.raises(RedisUnavailable, match="no primary"):
+        await link.call("PING")
+    assert await link.call("PING") == b"PONG"
+    await link.close()
+
+
+async def test_sentinels_that_do_not_answer_hold_up_a_healthy_primary_only_once_in_a_while(
+    watched: Watched, app_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = SentinelEndpoint(watched.url)
+    link, other = endpoint.link(), endpoint.link()
+    for one in (link, other):
+        await one.call("PING")
+    views = Views(endpoint, monkeypatch)
+    views.silent.add(endpoint._sentinels[0])
+    assert await link.call(*_late(app_name), confirm=REPLICA) is None  # a second, once
+    views.asked.clear()
+    assert await link.call(*_late(app_name), confirm=REPLICA) is None
+    assert views.asked
+    assert not views.silent & {*views.asked}
+    views.silent.update(endpoint._sentinels)
+    await asyncio.sleep(CHECK_INTERVAL)
+    waiting = asyncio.create_task(link.call("PING"))
+    await eventually(lambda: endpoint._asking)
+    await other.call("PING", timeout=ANSWER_TIMEOUT / 2)
+    assert not waiting.done(), "the others do not wait for who asks"
+    await waiting
+    before = time.monotonic()
+    for _ in range(3):
+        await asyncio.sleep(CHECK_INTERVAL)
+        await link.call("PING")
+    assert time.monotonic() - before < 3 * CHECK_INTERVAL + ANSWER_TIMEOUT / 2
+    await link.close()
+    await other.close()
 
 
 async def test_what_a_frozen_primary_says_when_it_is_none_any_more_is_not_believed(

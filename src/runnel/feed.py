@@ -95,7 +95,7 @@ class Feed:
         self.count = self.read = self.lost = 0
         self.dirty = False
         self.ended = True
-        self.stale = self.probed = False
+        self.stale, self.probed = True, False  # until `begin`: there may be a position already
         self.suspended = False
         self.check_at = 0.0
         self._lease = lease

@@ -548,19 +548,19 @@ async def had(link: Link, logs: Sequence[str], ids: Sequence[bytes]) -> list[boo
 
 
 async def count_loss(
-    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str, entries: int, removed: int
+    link: Link, keys: StreamKeys, processor: str, partition: int, token: int, member: str, entries: int, count: int
 ) -> bool:
     """Count entries that were removed from a partition that we own before we had read them.
 
     Arguments:
         entries: how many.
-        removed: entries of the log up to the last one of them, counted from its first one.
+        count: of the position that they are part of: how many were processed or removed so far.
 
     Returns:
         False if we do not own the partition any more: what we know of it is out of date.
     """
     positions = keys.positions(keys.slot_group(partition), processor)
-    answer = await _count_loss(link, (positions,), (partition, f"{token}:{member}", entries, removed))
+    answer = await _count_loss(link, (positions,), (partition, f"{token}:{member}", entries, count))
     return bool(answer == b"OK")
 
 

@@ -8,7 +8,8 @@ its connections end or it answers READONLY; then we connect anew, and so ask aga
 import asyncio
 import random
 import time
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from redis import exceptions
@@ -27,10 +28,26 @@ ANSWER_TIMEOUT = 1.0
 CHECK_INTERVAL = 0.25
 """Seconds for which a primary is believed to be one, in a process. A question costs a sentinel some 0.1 ms."""
 
+SILENCE = 5.0
+"""Seconds for which a sentinel that has not answered in time is not asked whether what another one says still holds."""
+
 SENTINEL_PORT = 26_379
 
 USERNAME, PASSWORD = "sentinel_username", "sentinel_password"
 """In the query of the URL: what to tell the sentinels."""
+
+
+class Named(NamedTuple):
+    """Whom a sentinel names.
+
+    Attributes:
+        address: host and port of the primary.
+        epoch: of the fail-over that has made it one: sentinels that have not heard of it yet name another, with a
+            lower epoch.
+    """
+
+    address: tuple[str, int]
+    epoch: int
 
 
 class SentinelEndpoint(Endpoint):
@@ -57,8 +74,10 @@ class SentinelEndpoint(Endpoint):
         self.safe_url = masked(url)
         self._sentinels = [Endpoint(sentinel) for _, sentinel in both]
         random.shuffle(self._sentinels)
-        self._address: tuple[str, int] | None = None
+        self._silent_until: dict[Endpoint, float] = {}
+        self._named: Named | None = None
         self._asked_at = 0.0
+        self._asking = False
 
     def link(self, *, identify: bool = False) -> Link:
         """A link to whoever is the primary."""
@@ -70,78 +89,103 @@ class SentinelEndpoint(Endpoint):
         Raises:
             RedisUnavailable: no sentinel knows a primary that says that it is one.
         """
-        server = self.toward(*await self._address_now())
+        sentinel, named = await self._ask_in_turn(self._sentinels)
+        server = self.toward(*named.address)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 connection = await server.connect()
-                role = (await _ask(connection, "ROLE", keep=True))[0].decode()
+                [answer] = await _ask(connection, ("ROLE",), keep=True)
+                if isinstance(answer, exceptions.ResponseError):
+                    raise answer
+                role = answer[0].decode()
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            self._ask_last(sentinel)
             raise self._no_primary([server.unreachable(error).what]) from error
         if role != "master":
             await connection.disconnect(nowait=True)
+            self._ask_last(sentinel)
             raise self._no_primary([f"{server.safe_url} is to be the primary and says that it is a {role}."])
         return connection
 
-    async def address(self) -> tuple[str, int]:
-        """Who the primary is, as was found out lately.
-
-        Raises:
-            RedisUnavailable: no sentinel says.
-        """
-        if self._address is None or time.monotonic() - self._asked_at > CHECK_INTERVAL:
-            self._asked_at = time.monotonic()  # the others go on with the old one meanwhile
-            await self._address_now()
-        assert self._address is not None
-        return self._address
-
     async def leads_to_primary(self, connection: AbstractConnection) -> bool:
-        """Whether the sentinels still name the server that a connection leads to."""
-        assert isinstance(connection, Connection)
-        try:
-            return (connection.host, connection.port) == await self.address()
-        except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
-            return True
+        """Whether the sentinels still name the server that a connection leads to, as was found out lately."""
+        if not self._asking and time.monotonic() - self._asked_at > CHECK_INTERVAL:
+            self._asking = True  # the others go on with the old answer meanwhile
+            try:
+                await self._ask_in_turn(self._answering())
+            except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
+                self._asked_at = time.monotonic()
+            finally:
+                self._asking = False
+        return self._is_named(connection)
 
-    async def all_name(self, connection: AbstractConnection) -> bool:
-        """Whether no sentinel that answers names another server than the one that a connection leads to."""
-        assert isinstance(connection, Connection)
-        here = (connection.host, connection.port)
-        sentinels = tuple(self._sentinels)
+    async def none_knows_another(self, connection: AbstractConnection) -> bool:
+        """Whether no sentinel that answers knows of a later fail-over than to the server that a connection leads to."""
+        sentinels = self._answering() or self._sentinels
         answers = await asyncio.gather(*map(self._named_by, sentinels))
         for sentinel, named in zip(sentinels, answers, strict=True):
-            if not isinstance(named, str) and named != here:
-                self._prefer(sentinel, named)
-                return False
-        return True
+            if not isinstance(named, str) and named.epoch > self._epoch:
+                self._believe(sentinel, named)
+        return self._is_named(connection)
 
-    async def _address_now(self) -> tuple[str, int]:
-        reasons = []
-        for sentinel in tuple(self._sentinels):
+    @property
+    def _epoch(self) -> int:
+        return -1 if self._named is None else self._named.epoch
+
+    def _is_named(self, connection: AbstractConnection) -> bool:
+        assert isinstance(connection, Connection)
+        return self._named is None or self._named.address == (connection.host, connection.port)
+
+    def _answering(self) -> list[Endpoint]:
+        now = time.monotonic()
+        return [sentinel for sentinel in self._sentinels if self._silent_until.get(sentinel, 0.0) <= now]
+
+    async def _ask_in_turn(self, sentinels: Sequence[Endpoint]) -> tuple[Endpoint, Named]:
+        """Whom the first one names that does not lag behind what we know; if all lag, the one that lags least."""
+        reasons: list[str] = []
+        behind: list[tuple[Endpoint, Named]] = []
+        for sentinel in sentinels:
             named = await self._named_by(sentinel)
-            if not isinstance(named, str):
-                return self._prefer(sentinel, named)
-            reasons.append(named)
+            if isinstance(named, str):
+                reasons.append(named)
+            elif named.epoch < self._epoch:
+                behind.append((sentinel, named))
+            else:
+                return self._believe(sentinel, named)
+        if behind:
+            return self._believe(*max(behind, key=lambda one: one[1].epoch))
         raise self._no_primary(reasons)
 
-    async def _named_by(self, sentinel: Endpoint) -> tuple[str, int] | str:
-        """The address that a sentinel names, or why it names none."""
+    async def _named_by(self, sentinel: Endpoint) -> Named | str:
+        """Whom a sentinel names, or why it names none."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                found = await _ask(await sentinel.connect(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+                # Both at once, so that nothing comes between them.
+                state, found = await _ask(
+                    await sentinel.connect(),
+                    ("SENTINEL", "MASTER", self._service),
+                    ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service),
+                )
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
+            if isinstance(error, TimeoutError | exceptions.TimeoutError):
+                self._silent_until[sentinel] = time.monotonic() + SILENCE
             return sentinel.unreachable(error).what
         if found is None:
             return f'{sentinel.safe_url} knows no service "{self._service}".'
-        return found[0].decode(), int(found[1])
+        if isinstance(state, exceptions.ResponseError):
+            return sentinel.unreachable(state).what
+        epoch = dict(zip(state[::2], state[1::2], strict=True))[b"config-epoch"]
+        return Named((found[0].decode(), int(found[1])), int(epoch))
 
-    def _prefer(self, sentinel: Endpoint, address: tuple[str, int]) -> tuple[str, int]:
-        """Believe this one, and ask it first from now on.
-
-        Sentinels learn of a fail-over one after the other, so asking another one might lead back to the old primary.
-        """
+    def _believe(self, sentinel: Endpoint, named: Named) -> tuple[Endpoint, Named]:
+        """Take what this one says, and ask it first from now on."""
         self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
-        self._address, self._asked_at = address, time.monotonic()
-        return address
+        self._named, self._asked_at = named, time.monotonic()
+        return sentinel, named
+
+    def _ask_last(self, sentinel: Endpoint) -> None:
+        """It has named a server that is none, or that is away: perhaps it is cut off, and another one knows better."""
+        self._sentinels = [*(other for other in self._sentinels if other is not sentinel), sentinel]
 
     def _no_primary(self, reasons: list[str]) -> RedisUnavailable:
         return RedisUnavailable(
@@ -177,7 +221,7 @@ class SentinelLink(Link):
         return answer
 
     async def _leave_if_demoted(self, *, sure: bool = False) -> bool:
-        """Disconnect from a server that is no primary any more, for all that one sentinel knows, or to be ``sure`` any.
+        """Disconnect from a server that is no primary any more, for all that one sentinel knows; to be ``sure``, any.
 
         Returns:
             Whether that was so.
@@ -185,7 +229,7 @@ class SentinelLink(Link):
         connection = self._connection
         if connection is None:
             return False
-        ask = cast("SentinelEndpoint", self.endpoint).all_name if sure else self.endpoint.leads_to_primary
+        ask = cast("SentinelEndpoint", self.endpoint).none_knows_another if sure else self.endpoint.leads_to_primary
         if await ask(connection):
             return False
         async with self._turn:
@@ -194,14 +238,19 @@ class SentinelLink(Link):
         return True
 
 
-async def _ask(connection: AbstractConnection, *command: str, keep: bool = False) -> Any:
-    """Send one command, and close the connection, unless it is to be kept and there was an answer."""
+async def _ask(connection: AbstractConnection, *commands: tuple[str, ...], keep: bool = False) -> list[Any]:
+    """What the server answers, errors too. The connection is closed, unless it is to be kept and there were answers."""
     answered = False
+    answers: list[Any] = []
     try:
-        await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-        answer = await connection.read_response()
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        for _ in commands:
+            try:
+                answers.append(await connection.read_response())
+            except exceptions.ResponseError as error:
+                answers.append(error)
         answered = True
-        return answer
+        return answers
     finally:
         if not (keep and answered):
             await connection.disconnect(nowait=True)

@@ -364,17 +364,15 @@ class Member:
                     elif entries:
                         feed.skip(entries)
                         self._slot_groups.committer(feed.partition).probe(feed)  # the count is part of the position
-                        if await self._count_loss(feed, entries, feed.read):
+                        if await self._count_loss(feed, entries, feed.count):
                             self.announce(LossDetected(self.processor.name, feed.partition, entries))
 
-    async def _count_loss(self, feed: Feed, entries: int, removed: int) -> bool:
+    async def _count_loss(self, feed: Feed, entries: int, count: int) -> bool:
         """For operators, who look later. False if the partition is not ours: who owns it knows better."""
         keys, name, member = self.keys, self.processor.name, self.holder.seat.member
 
         async def attempt() -> bool:
-            return await scripts.count_loss(
-                self._link, keys, name, feed.partition, feed.token, member, entries, removed
-            )
+            return await scripts.count_loss(self._link, keys, name, feed.partition, feed.token, member, entries, count)
 
         return await patiently("count a loss", attempt, self._instruments)
 

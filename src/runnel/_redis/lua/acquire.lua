@@ -39,12 +39,17 @@ if stored then
   if rest ~= '' and tonumber(its_token) == token then taken = '|taken' end
 end
 
-local mirror, marked = groups_of(KEYS[2], group)
+local mirror, marked = has_group(KEYS[2], group), has_group(KEYS[2], mark_of(group))
 if not marked then set_mark(KEYS[2], group) end
 local log = describe(KEYS[2])
 local last, added, length = log['last-generated-id'], log['entries-added'], log['length']
-if not stored and mirror and mirror['entries-read'] then  -- the positions are gone, but not their copy in the group
-  offset, count = mirror['last-delivered-id'], mirror['entries-read']
+if not stored and mirror then  -- the positions are gone, but not their copy in the group
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+    local one = named(flat)
+    if one['name'] == group and one['entries-read'] then
+      offset, count = one['last-delivered-id'], one['entries-read']
+    end
+  end
 end
 
 local lost, rolled_back, up_to = 0, '', 0

@@ -42,8 +42,7 @@ for i = 2, #KEYS do
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
       status = 'OK'
       if mirrored.err then  -- the group was destroyed by hand, or with the log
-        local _, marked = groups_of(KEYS[i], ARGV[1])
-        if marked then
+        if has_group(KEYS[i], mark_of(ARGV[1])) then
           redis.call('XGROUP', 'CREATE', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)
         else
           status = 'REPLACED'

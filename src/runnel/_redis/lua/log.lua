@@ -33,16 +33,13 @@ local function set_mark(log, group)
   redis.call('XGROUP', 'CREATE', log, mark_of(group), '18446744073709551615-18446744073709551615', 'MKSTREAM')
 end
 
-local function groups_of(log, group)
-  -- What XINFO GROUPS says of a processor's group in a log, nil if there is none; and whether the log has its mark. If
-  -- there is neither, the processor's position is not one of this log.
-  local mark, found, marked = mark_of(group), nil, false
-  for _, flat in ipairs(redis.call('EXISTS', log) == 1 and redis.call('XINFO', 'GROUPS', log) or {}) do
-    local one = named(flat)
-    if one['name'] == group then found = one end
-    if one['name'] == mark then marked = true end
-  end
-  return found, marked
+local function has_group(log, group)
+  -- If a log has neither the group of a processor nor its mark, the processor's position is not one of this log.
+  -- Not by XINFO GROUPS, which takes longer the more processors there are: with one 11 µs, with 50 290, and this 1.9;
+  -- 62 processors of 16 partitions had 32,000 events/s so, and have 70,000 (Redis 7.0.15).
+  local consumers = redis.call('EXISTS', log) == 1 and redis.pcall('XINFO', 'CONSUMERS', log, group)
+  if consumers and consumers.err and not consumers.err:find('NOGROUP', 1, true) then error(consumers.err) end
+  return consumers and not consumers.err
 end
 
 local function processed_to_the_end(log, offset)

@@ -9,7 +9,7 @@
 -- Includes log.lua
 local answers = {}
 for i = 1, #KEYS do
-  local mirror, marked = groups_of(KEYS[i], ARGV[1])
-  answers[i] = (mirror or marked) and removed(describe(KEYS[i]), ARGV[2 * i], tonumber(ARGV[2 * i + 1])) or -1
+  local known = has_group(KEYS[i], ARGV[1]) or has_group(KEYS[i], mark_of(ARGV[1]))
+  answers[i] = known and removed(describe(KEYS[i]), ARGV[2 * i], tonumber(ARGV[2 * i + 1])) or -1
 end
 return answers

@@ -11,7 +11,7 @@
 local partition, group, offset, count = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local stored = redis.call('HGET', KEYS[1], partition)
 local token, previous = (stored or '0:||0'):match('^([^|]*)|([^|]*)|')
-local mirror, marked = groups_of(KEYS[2], group)
+local mirror, marked = has_group(KEYS[2], group), has_group(KEYS[2], mark_of(group))
 local replaced = stored and not mirror and not marked
 if ARGV[5] and (ARGV[5] ~= previous or replaced) then return previous end
 if not marked then set_mark(KEYS[2], group) end

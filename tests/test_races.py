@@ -476,6 +476,19 @@ def what_was_lost_is_told_where_nothing_says_what_was_processed(world: World) ->
     world.join()
 
 
+def what_was_read_ahead_and_is_removed_is_counted_when_the_owner_ends(world: World) -> None:
+    # 1. an owner has read ahead  2. what it has and what is behind that is removed  3. it looks, and ends
+    member = world.join()
+    world.producers[0].send(2, 12)
+    member.work()
+    world.damage.trim(2, 1)
+    world.look_for_losses()
+    member.leave()
+    member.step("finish", Reply.HEARD)
+    member.commit()
+    world.join()
+
+
 Race = Callable[[World], None]
 RACES: list[tuple[Race, Mutant]] = [
     (
@@ -598,11 +611,13 @@ RACES: list[tuple[Race, Mutant]] = [
     ),
     (
         a_log_that_gives_out_an_id_again_is_told_from_the_one_before,
-        Mutant("a position is one of its log", "commit", "if marked then", "if true then"),
+        Mutant(
+            "a position is one of its log", "commit", "if has_group(KEYS[i], mark_of(ARGV[1])) then", "if true then"
+        ),
     ),
     (
         a_log_that_gives_out_no_more_than_the_last_id_is_told_while_it_rests,
-        Mutant("what is there is processed", "losses", "(mirror or marked) and removed(", "removed("),
+        Mutant("what is there is processed", "losses", "known and removed(", "removed("),
     ),
     (
         a_group_that_is_destroyed_by_hand_is_no_loss,
@@ -611,6 +626,10 @@ RACES: list[tuple[Race, Mutant]] = [
     (
         what_was_lost_is_told_where_nothing_says_what_was_processed,
         Mutant("nothing is lost in silence", "acquire", "if marked then lost = nil end", ""),
+    ),
+    (
+        what_was_read_ahead_and_is_removed_is_counted_when_the_owner_ends,
+        Mutant("what is lost is counted", member=frozenset({"counts what it has read"})),
     ),
     (
         who_comes_back_to_an_empty_group_waits_for_the_others,

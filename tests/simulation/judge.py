@@ -55,6 +55,7 @@ class Judge:
         excused: values that somebody skipped by hand, or that were gone when somebody moved the position.
         reports: partition -> what a worker or a producer was told about losses.
         hurt_data, hurt_control: whether the schedule has destroyed something in the slot.
+        uncountable: whether more was destroyed there than entries that were trimmed: nobody can count what is lost.
         untraceable: whether the coordinator cannot know any more that there were owners, or who: it was rolled back, or
             nothing is left of the group.
         repeats_allowed: whether the schedule has destroyed what keeps an append from being repeated.
@@ -81,7 +82,7 @@ class Judge:
         self.sent: dict[int, set[bytes]] = defaultdict(set)
         self.excused: set[bytes] = set()
         self.reports: dict[int, list[str]] = defaultdict(list)
-        self.hurt_data = self.hurt_control = self.untraceable = self.repeats_allowed = False
+        self.hurt_data = self.hurt_control = self.untraceable = self.repeats_allowed = self.uncountable = False
         self.unchecked: set[int] | None = None
         self.broken = False
         self.begun_anew: set[int] = set()
@@ -335,7 +336,7 @@ class Judge:
         self.unchecked = self.unchecked or set()
 
     def hurt(self, key: str) -> None:
-        """Something is destroyed: a key, a slot (control, data), or everything (empty)."""
+        """Something is destroyed: a key, a slot (control, data), everything (empty), or entries of a log (log)."""
         for partition in range(PARTITIONS):
             if key == self.world.log(partition):
                 self.begun_anew.add(partition)
@@ -347,12 +348,13 @@ class Judge:
         self.hurt_control |= control or not key
         self.untraceable |= key in ("control", "")
         self.hurt_data |= not control or not key
+        self.uncountable |= (not control and key != "log") or not key
         if ":seq:" in key or key in ("data", ""):
             self.repeats_allowed = True
 
     def ungrouped(self, partition: int) -> None:
         """Both consumer groups of a log are destroyed."""
-        self.hurt_data = True
+        self.hurt_data = self.uncountable = True
         self.unmarked.add(partition)
         self.forgotten |= {partition} - self.positions.keys()
 
@@ -440,6 +442,9 @@ class Judge:
             gone = self.sent[p] - self.done - self.excused
             told = self.reports[p] or self.counted(p) or p in self.shown
             self.must(not gone or (self.hurt_data and told), "nothing is lost in silence", f"{p}: {gone}")
+            if not self.uncountable:
+                lost = int(world.lab.ask("HGET", world.keys.positions(0, PROCESSOR), f"lost:{p}") or 0)
+                self.must(lost >= len(gone), "what is lost is counted", f"{p}: {lost} of {gone}")
 
     def counted(self, partition: int) -> bool:
         """Whether operators are shown a loss or a rollback, also where the answer that told of it was lost."""

@@ -149,6 +149,9 @@ class Member(Owner):
                     share.read += lost
                     share.count += lost
                     share.probe = True
+                    count = share.read if "counts what it has read" in self.world.faults else share.count
+                    token = share.partition, share.token, self.name
+                    now(scripts.count_loss(self.world.lab, self.world.keys, PROCESSOR, *token, lost, count))
 
     # One after the other
 

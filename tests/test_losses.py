@@ -338,6 +338,44 @@ async def test_what_was_read_ahead_and_is_removed_before_it_is_processed_is_anno
     assert sum(announcement.entries for announcement in case.announced.of(LossDetected)) == 23
 
 
+async def test_a_loss_that_is_not_counted_yet_is_not_hidden_by_a_commit(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The owner finds that entries are removed. 2. It commits, and ends before it has counted them."""
+    monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
+    count_loss, held_up = scripts.count_loss, asyncio.Event()
+
+    async def late(*arguments: Any) -> bool:
+        held_up.set()
+        await asyncio.sleep(60)
+        return await count_loss(*arguments)
+
+    monkeypatch.setattr(scripts, "count_loss", late)
+    async with inspecting(case.app) as redis:
+        async with running(case.app) as worker:
+            await case.send(1, 1)
+            await case.committed(redis, 1)
+            case.gate.clear()
+            await case.send(2, 30)
+            await eventually(lambda: case.seen[-1] == 2)
+            await asyncio.sleep(0.1)  # it has read ahead what it can
+            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            await redis.link.call("XTRIM", case.stream.keys.log(0), "MINID", ids[25])
+            await asyncio.wait_for(held_up.wait(), 10)
+            case.gate.set()
+
+            async def committed() -> bool:
+                return await redis.position(case.stream, "proc", 0) >= ids[2]
+
+            await eventually(committed)
+            worker.abort()
+        await case.send(40, 40)
+        async with running(case.app):
+            await eventually(lambda: case.seen[-1] == 40)
+    lost = sum(announcement.entries for announcement in case.announced.of(LossDetected))
+    assert len({*case.seen}) + lost == 31
+
+
 async def test_a_move_by_hand_of_what_waits_for_an_old_function_to_end_is_no_rollback(case: Case) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 

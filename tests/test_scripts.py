@@ -164,8 +164,25 @@ async def test_a_full_partition_keeps_a_batch_out_whole_and_names_who_lags(link:
     await commit(link, keys, Commit(0, 1, b"0-0", sent[5], 6), processor="quick")
     assert await append(link, keys, batch(1, 3), limit=10) == [Appended(FULL, b"slow")]
     assert await ids(link, keys) == sent
-    [answer] = await append(link, keys, batch(1, 2), limit=10)  # the same sequence: the refused batch took none
+    [answer] = await append(link, keys, batch(2, 2), limit=10)
     assert answer.status is OK
+
+
+async def test_a_batch_that_was_refused_stays_refused_but_for_one_that_is_all_that_its_producer_has(
+    link: Link, keys: StreamKeys
+) -> None:
+    """1. An attempt is held up on its way, and repeated: full. 2. There is room, and it arrives."""
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 10, limit=10)
+    refused = batch(1, 2, producer="p"), batch(1, 2, producer="once", confirmed=-1)
+    assert await append(link, keys, *refused, limit=10) == [Appended(FULL, b"delays")] * 2
+    await commit(link, keys, Commit(0, 1, b"0-0", sent[-1], 10))
+    late, once = await append(link, keys, *refused, limit=10)
+    assert late == Appended(FULL, b"delays")
+    assert once.status is OK
+    assert (await append(link, keys, batch(2, 2, producer="p"), limit=10))[0].status is OK
+    assert await append(link, keys, batch(1, 2, producer="p"), limit=10) == [Appended(DUP, b"")]
+    assert len(await ids(link, keys)) == 4
 
 
 async def test_one_full_partition_does_not_keep_the_others_waiting(link: Link, keys: StreamKeys) -> None:
@@ -194,7 +211,7 @@ async def test_what_is_processed_makes_room(link: Link, keys: StreamKeys) -> Non
     sent = await fill(link, keys, 10, limit=10)
     await commit(link, keys, Commit(0, 1, b"0-0", sent[3], 4))
     assert (await append(link, keys, batch(1, 5), limit=10))[0].status is FULL
-    assert (await append(link, keys, batch(1, 4), limit=10))[0].status is OK
+    assert (await append(link, keys, batch(2, 4), limit=10))[0].status is OK
     assert set(sent[4:]) <= set(await ids(link, keys))
 
 
@@ -237,7 +254,7 @@ async def test_a_batch_above_the_limit_waits_only_for_what_is_before_it(
     if registered:
         assert await append(link, keys, batch(2, 25), limit=10) == [Appended(FULL, b"delays")]
         await commit(link, keys, Commit(0, 1, b"0-0", first.detail, 25))
-    [second] = await append(link, keys, batch(2, 25), limit=10)
+    [second] = await append(link, keys, batch(3, 25), limit=10)
     assert second.status is OK
     assert set(consecutive(second.detail, 25)) <= set(await ids(link, keys))
 
@@ -254,7 +271,7 @@ async def test_entries_deleted_by_hand_do_not_keep_a_partition_full(link: Link, 
     sent = await fill(link, keys, 10, limit=10)
     await link.call("XDEL", keys.log(0), *sent[:4])
     assert (await append(link, keys, batch(1, 5), limit=10))[0].status is FULL
-    assert (await append(link, keys, batch(1, 4), limit=10))[0].status is OK
+    assert (await append(link, keys, batch(2, 4), limit=10))[0].status is OK
     assert (await ids(link, keys))[:6] == sent[4:]
 
 

@@ -35,6 +35,7 @@ class Feed:
         entries: what was read and not yet handed out.
         cursor: id of the last entry that was read.
         began: where ``cursor`` was at the beginning: at a position, which may be no entry of the log.
+        starts: how often it has begun.
         done: id of the last entry that was processed.
         count: entries of the log up to ``done``, counted from its first one.
         read: the same up to ``cursor``.
@@ -77,6 +78,7 @@ class Feed:
         "read",
         "room",
         "stale",
+        "starts",
         "starved",
         "suspended",
         "token",
@@ -92,7 +94,7 @@ class Feed:
         self.waiting = self.full = self.starved = False
         self.entries: deque[RawEntry] = deque()
         self.began = self.cursor = self.done = self.committed = b"0-0"
-        self.count = self.read = self.lost = 0
+        self.count = self.read = self.lost = self.starts = 0
         self.dirty = False
         self.ended = True
         self.stale, self.probed = True, False  # until `begin`: there may be a position already
@@ -113,6 +115,7 @@ class Feed:
     def begin(self, offset: bytes, count: int) -> None:
         """Start, or start over, behind ``offset``."""
         self.entries.clear()
+        self.starts += 1
         self.began = self.cursor = self.done = self.committed = offset
         self.count = self.read = count
         self.lost = 0

@@ -66,7 +66,7 @@ class Outbox:
                     self._link,
                     keys,
                     keys.slot_group(partition),
-                    [Batch(partition, origin, 1, 0, [entry])],
+                    [Batch(partition, origin, 1, -1, [entry])],
                     limit=limits.partition_size,
                     trim=limits.on_full == "trim",
                     expiry=ONCE_EXPIRY,

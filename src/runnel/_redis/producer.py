@@ -420,8 +420,7 @@ class Producer:
             case AppendStatus.SEALED:
                 self._prepared, self._refused = False, True
             case AppendStatus.FULL:
-                # Used up: an attempt before this answer may still arrive, and what is composed next is another batch.
-                lane.sequence = batch.sequence
+                lane.sequence = batch.sequence  # used up: what is composed next may be another batch
                 self._wait_for_room(lane, batch.partition, answer.detail.decode())
 
     def _wait_for_room(self, lane: Lane, partition: int, processor: str) -> None:

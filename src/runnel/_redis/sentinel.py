@@ -7,10 +7,12 @@ its connections end or it answers READONLY; then we connect anew, and so ask aga
 
 import asyncio
 import random
+import threading
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection, Connection
@@ -28,8 +30,9 @@ ANSWER_TIMEOUT = 1.0
 CHECK_INTERVAL = 0.25
 """Seconds for which a primary is believed to be one, in a process. A question costs a sentinel some 0.1 ms."""
 
-SILENCE = 5.0
-"""Seconds for which a sentinel that has not answered in time is not asked whether what another one says still holds."""
+FORGET = 10.0
+"""Seconds for which only sentinels answer that are behind what we know, until they are believed: perhaps somebody has
+set them up anew. A primary that was demoted has been told by then, if it can be."""
 
 SENTINEL_PORT = 26_379
 
@@ -43,11 +46,28 @@ class Named(NamedTuple):
     Attributes:
         address: host and port of the primary.
         epoch: of the fail-over that has made it one: sentinels that have not heard of it yet name another, with a
-            lower epoch.
+            lower epoch. 0 where the sentinel does not say.
     """
 
     address: tuple[str, int]
     epoch: int
+
+
+@dataclass(slots=True)
+class _Asking:
+    """What one event loop asks the sentinels. Each for itself: a handler may block the worker's.
+
+    Attributes:
+        task: the last question of a command that has waited for it, or has not.
+        asked_at: when the last question began that has ended, on the monotonic clock.
+        unanswered: the last question was not, so nobody waits for the next one.
+        silent: sentinels that did not answer in time when they were asked last.
+    """
+
+    task: asyncio.Task[None] | None = None
+    asked_at: float = 0.0
+    unanswered: bool = False
+    silent: set[Endpoint] = field(default_factory=set)
 
 
 class SentinelEndpoint(Endpoint):
@@ -74,10 +94,10 @@ class SentinelEndpoint(Endpoint):
         self.safe_url = masked(url)
         self._sentinels = [Endpoint(sentinel) for _, sentinel in both]
         random.shuffle(self._sentinels)
-        self._silent_until: dict[Endpoint, float] = {}
         self._named: Named | None = None
-        self._asked_at = 0.0
-        self._asking = False
+        self._behind_since: float | None = None
+        self._lock = threading.Lock()
+        self._asking: WeakKeyDictionary[asyncio.AbstractEventLoop, _Asking] = WeakKeyDictionary()
 
     def link(self, *, identify: bool = False) -> Link:
         """A link to whoever is the primary."""
@@ -89,18 +109,20 @@ class SentinelEndpoint(Endpoint):
         Raises:
             RedisUnavailable: no sentinel knows a primary that says that it is one.
         """
-        sentinel, named = await self._ask_in_turn(self._sentinels)
+        sentinel, named = await self._ask_for_address()
         server = self.toward(*named.address)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 connection = await server.connect()
-                [answer] = await _ask(connection, ("ROLE",), keep=True)
-                if isinstance(answer, exceptions.ResponseError):
-                    raise answer
-                role = answer[0].decode()
+                try:
+                    [answer] = await _ask(connection, ("ROLE",))
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
             self._ask_last(sentinel)
             raise self._no_primary([server.unreachable(error).what]) from error
+        role = str(answer) if isinstance(answer, exceptions.ResponseError) else answer[0].decode()
         if role != "master":
             await connection.disconnect(nowait=True)
             self._ask_last(sentinel)
@@ -109,24 +131,26 @@ class SentinelEndpoint(Endpoint):
 
     async def leads_to_primary(self, connection: AbstractConnection) -> bool:
         """Whether the sentinels still name the server that a connection leads to, as was found out lately."""
-        if not self._asking and time.monotonic() - self._asked_at > CHECK_INTERVAL:
-            self._asking = True  # the others go on with the old answer meanwhile
-            try:
-                await self._ask_in_turn(self._answering())
-            except RedisUnavailable:  # the sentinels are away: that alone is no reason to leave
-                self._asked_at = time.monotonic()
-            finally:
-                self._asking = False
+        asking = self._asking_here()
+        if time.monotonic() - asking.asked_at > CHECK_INTERVAL:
+            if asking.task is None or asking.task.done():
+                asking.task = asyncio.create_task(self._look(asking), name="runnel-sentinel")
+            if not asking.unanswered:  # the sentinels are away: that alone is no reason to wait, or to leave
+                await asyncio.wait([asking.task])
         return self._is_named(connection)
 
     async def none_knows_another(self, connection: AbstractConnection) -> bool:
-        """Whether no sentinel that answers knows of a later fail-over than to the server that a connection leads to."""
-        sentinels = self._answering() or self._sentinels
-        answers = await asyncio.gather(*map(self._named_by, sentinels))
-        for sentinel, named in zip(sentinels, answers, strict=True):
-            if not isinstance(named, str) and named.epoch > self._epoch:
-                self._believe(sentinel, named)
+        """Whether no sentinel knows of a later fail-over than to the server that a connection leads to.
+
+        Who did not answer the last time is asked, but not waited for, unless there is nobody else.
+        """
+        asking = self._asking_here()
+        questions = {sentinel: asyncio.create_task(self._hear(sentinel, asking)) for sentinel in self._sentinels}
+        await asyncio.wait([questions[sentinel] for sentinel in questions.keys() - asking.silent] or questions.values())
         return self._is_named(connection)
+
+    def _asking_here(self) -> _Asking:
+        return self._asking.setdefault(asyncio.get_running_loop(), _Asking())
 
     @property
     def _epoch(self) -> int:
@@ -136,52 +160,81 @@ class SentinelEndpoint(Endpoint):
         assert isinstance(connection, Connection)
         return self._named is None or self._named.address == (connection.host, connection.port)
 
-    def _answering(self) -> list[Endpoint]:
-        now = time.monotonic()
-        return [sentinel for sentinel in self._sentinels if self._silent_until.get(sentinel, 0.0) <= now]
+    async def _look(self, asking: _Asking) -> None:
+        """Ask one sentinel after the other, until one answers that is not behind."""
+        began = time.monotonic()
+        for sentinel in self._sentinels:
+            named = await self._hear(sentinel, asking)
+            asking.unanswered = isinstance(named, str) or not self._believe(sentinel, named)
+            if not asking.unanswered:
+                break
+        asking.asked_at = began
 
-    async def _ask_in_turn(self, sentinels: Sequence[Endpoint]) -> tuple[Endpoint, Named]:
-        """Whom the first one names that does not lag behind what we know; if all lag, the one that lags least."""
-        reasons: list[str] = []
-        behind: list[tuple[Endpoint, Named]] = []
-        for sentinel in sentinels:
-            named = await self._named_by(sentinel)
-            if isinstance(named, str):
-                reasons.append(named)
-            elif named.epoch < self._epoch:
-                behind.append((sentinel, named))
-            else:
-                return self._believe(sentinel, named)
-        if behind:
-            return self._believe(*max(behind, key=lambda one: one[1].epoch))
-        raise self._no_primary(reasons)
+    async def _hear(self, sentinel: Endpoint, asking: _Asking) -> Named | str:
+        """Whom a sentinel names, which is believed if there was a fail-over; or why it names none."""
+        named = await self._named_by(sentinel, asking)
+        if isinstance(named, Named) and (named.epoch > self._epoch or sentinel is self._sentinels[0]):
+            self._believe(sentinel, named)
+        return named
 
-    async def _named_by(self, sentinel: Endpoint) -> Named | str:
-        """Whom a sentinel names, or why it names none."""
+    async def _named_by(self, sentinel: Endpoint, asking: _Asking) -> Named | str:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                # Both at once, so that nothing comes between them.
-                state, found = await _ask(
-                    await sentinel.connect(),
-                    ("SENTINEL", "MASTER", self._service),
-                    ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service),
-                )
+                connection = await sentinel.connect()
+                try:
+                    # Both at once, so that nothing comes between them.
+                    state, found = await _ask(
+                        connection,
+                        ("SENTINEL", "MASTER", self._service),
+                        ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service),
+                    )
+                finally:
+                    await connection.disconnect(nowait=True)
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
             if isinstance(error, TimeoutError | exceptions.TimeoutError):
-                self._silent_until[sentinel] = time.monotonic() + SILENCE
+                asking.silent.add(sentinel)
             return sentinel.unreachable(error).what
+        asking.silent.discard(sentinel)
+        if isinstance(found, exceptions.ResponseError):
+            return sentinel.unreachable(found).what
         if found is None:
             return f'{sentinel.safe_url} knows no service "{self._service}".'
-        if isinstance(state, exceptions.ResponseError):
-            return sentinel.unreachable(state).what
-        epoch = dict(zip(state[::2], state[1::2], strict=True))[b"config-epoch"]
-        return Named((found[0].decode(), int(found[1])), int(epoch))
+        said = {} if isinstance(state, exceptions.ResponseError) else dict(zip(state[::2], state[1::2], strict=False))
+        return Named((found[0].decode(), int(found[1])), int(said.get(b"config-epoch", 0)))
 
-    def _believe(self, sentinel: Endpoint, named: Named) -> tuple[Endpoint, Named]:
-        """Take what this one says, and ask it first from now on."""
-        self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
-        self._named, self._asked_at = named, time.monotonic()
-        return sentinel, named
+    async def _ask_for_address(self) -> tuple[Endpoint, Named]:
+        """Whom the first sentinel names that is not behind what we know."""
+        asking = self._asking_here()
+        reasons: list[str] = []
+        behind: list[tuple[Endpoint, Named]] = []
+        sentinels = self._sentinels
+        for sentinel in sentinels:
+            named = await self._hear(sentinel, asking)
+            if isinstance(named, str):
+                reasons.append(named)
+            elif self._believe(sentinel, named):
+                self._behind_since = None
+                return sentinel, named
+            else:
+                behind.append((sentinel, named))
+                reasons.append(f"{sentinel.safe_url} has not heard of the last fail-over.")
+        if behind:
+            now = time.monotonic()
+            self._behind_since = self._behind_since or now
+            if len(behind) == len(sentinels) or now - self._behind_since > FORGET:
+                sentinel, named = max(behind, key=lambda one: one[1].epoch)
+                self._believe(sentinel, named, anew=True)
+                return sentinel, named
+        raise self._no_primary(reasons)
+
+    def _believe(self, sentinel: Endpoint, named: Named, *, anew: bool = False) -> bool:
+        """Take what this one says, and ask it first from now on; unless it is behind what we know."""
+        with self._lock:
+            if named.epoch < self._epoch and not anew:
+                return False
+            self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
+            self._named = named
+            return True
 
     def _ask_last(self, sentinel: Endpoint) -> None:
         """It has named a server that is none, or that is away: perhaps it is cut off, and another one knows better."""
@@ -200,8 +253,8 @@ class SentinelLink(Link):
     After a fail-over that was asked for, or when a primary comes back that was cut off, it takes the sentinels some
     10 s to tell it that it is a replica now. Until then it takes writes, all of which are lost then. So before a
     command, we look now and then who the primary is. One that was frozen carries out, when it goes on, what waited in
-    its sockets: so we look once more after an answer that was long in coming. If that confirms a write, we ask all
-    sentinels: while a replica still follows the old primary, it confirms what is lost when it follows the new one.
+    its sockets: so after an answer that was long in coming, we ask all sentinels. One may not have heard of the
+    fail-over yet, and while a replica still follows the old primary, it confirms what is lost when it follows the new.
     """
 
     @property
@@ -214,14 +267,14 @@ class SentinelLink(Link):
         await self._leave_if_demoted()
         asked = time.monotonic()
         answer = await super().call(*command, timeout=timeout, confirm=confirm)
-        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted(sure=bool(confirm.command)):
+        if time.monotonic() - asked > CHECK_INTERVAL and await self._leave_if_demoted(late=True):
             raise RedisUnavailable(
                 f"A server of {self.endpoint.safe_url} has answered when it was no primary any more."
             )
         return answer
 
-    async def _leave_if_demoted(self, *, sure: bool = False) -> bool:
-        """Disconnect from a server that is no primary any more, for all that one sentinel knows; to be ``sure``, any.
+    async def _leave_if_demoted(self, *, late: bool = False) -> bool:
+        """Disconnect from a server that is no primary any more: as was found out lately, or ``late``, by asking all.
 
         Returns:
             Whether that was so.
@@ -229,7 +282,7 @@ class SentinelLink(Link):
         connection = self._connection
         if connection is None:
             return False
-        ask = cast("SentinelEndpoint", self.endpoint).none_knows_another if sure else self.endpoint.leads_to_primary
+        ask = cast("SentinelEndpoint", self.endpoint).none_knows_another if late else self.endpoint.leads_to_primary
         if await ask(connection):
             return False
         async with self._turn:
@@ -238,22 +291,16 @@ class SentinelLink(Link):
         return True
 
 
-async def _ask(connection: AbstractConnection, *commands: tuple[str, ...], keep: bool = False) -> list[Any]:
-    """What the server answers, errors too. The connection is closed, unless it is to be kept and there were answers."""
-    answered = False
+async def _ask(connection: AbstractConnection, *commands: tuple[str, ...]) -> list[Any]:
+    """What the server answers, errors too."""
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
     answers: list[Any] = []
-    try:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        for _ in commands:
-            try:
-                answers.append(await connection.read_response())
-            except exceptions.ResponseError as error:
-                answers.append(error)
-        answered = True
-        return answers
-    finally:
-        if not (keep and answered):
-            await connection.disconnect(nowait=True)
+    for _ in commands:
+        try:
+            answers.append(await connection.read_response())
+        except exceptions.ResponseError as error:
+            answers.append(error)
+    return answers
 
 
 def _for_server_and_sentinel(url: str) -> tuple[str, str]:

@@ -362,19 +362,25 @@ class Member:
                     if entries < 0:
                         self.rewound(feed, "replaced", feed.committed, b"")
                     elif entries:
-                        feed.skip(entries)
-                        self._slot_groups.committer(feed.partition).probe(feed)  # the count is part of the position
-                        if await self._count_loss(feed, entries, feed.count):
-                            self.announce(LossDetected(self.processor.name, feed.partition, entries))
+                        await self._lost(feed, entries)
 
-    async def _count_loss(self, feed: Feed, entries: int, count: int) -> bool:
-        """For operators, who look later. False if the partition is not ours: who owns it knows better."""
+    async def _lost(self, feed: Feed, entries: int) -> None:
+        """So many entries behind what a feed has read were removed.
+
+        First it is counted, for operators, who look later; then it is part of what is committed: if we end in between,
+        it may be counted once more, but it is not hidden. If the partition is not ours any more, its owner finds out.
+        """
         keys, name, member = self.keys, self.processor.name, self.holder.seat.member
+        count, starts = feed.count + entries, feed.starts
 
         async def attempt() -> bool:
             return await scripts.count_loss(self._link, keys, name, feed.partition, feed.token, member, entries, count)
 
-        return await patiently("count a loss", attempt, self._instruments)
+        if await patiently("count a loss", attempt, self._instruments):
+            if feed.starts == starts:
+                feed.skip(entries)
+                self._slot_groups.committer(feed.partition).probe(feed)  # the count is part of the position
+            self.announce(LossDetected(name, feed.partition, entries))
 
     # What the consumers need
 

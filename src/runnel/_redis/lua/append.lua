@@ -15,11 +15,14 @@
 --   Sequences of a producer in a partition grow. `confirmed` is the last one that it knows to be stored (0: none);
 --   those between that and this one had an unknown outcome. If such a batch arrives late, behind this one, it is
 --   taken for appended (DUP), so it cannot upset the order.
+--   -1: the producer has no other batch, and repeats this one until it is appended; FULL uses nothing up.
 -- Answer           per batch
 --   {OK, last id}        appended; the ids of a batch are consecutive
 --   {DUP, last id}       was appended before: a retry after a lost reply. The id is empty if it is not the last batch
 --   {GAP, sequence}      that is the last one stored, and it is below `confirmed`: data was lost; nothing was appended
---   {FULL, processor}    the log is full of entries which that processor has not processed; nothing was appended.
+--   {FULL, processor}    the log is full of entries which that processor has not processed; nothing was appended, nor
+--                        will be: the sequence is used up, so that an attempt that was held up on its way is refused as
+--                        well, and the next batch may be another one.
 --                        A batch that is larger than the limit waits until everything before it is processed
 --   {SEALED, ''}         there is another generation of the stream: this batch is to be sent there; it never was appended
 -- The positions keys are in the slot of the declared keys, by their hash tag.
@@ -64,8 +67,9 @@ for i = 3, #KEYS, 2 do
   local answer
   local stored = call('GET', sequence_key) or '0|'
   local last_sequence = stored:match('^%d+')
+  local refused = stored:match('|full:(.*)$')
   if sequence == last_sequence then
-    answer = {'DUP', stored:match('|(.*)$')}
+    answer = refused and {'FULL', refused} or {'DUP', stored:match('|(.*)$')}
   elseif tonumber(sequence) < tonumber(last_sequence) then
     answer = {'DUP', ''}
   elseif sealed then
@@ -77,7 +81,10 @@ for i = 3, #KEYS, 2 do
   if answer and answer[1] == 'DUP' then redis.call('PEXPIRE', sequence_key, expiry) end
   local length = not answer and limit > 0 and call('XLEN', log) or 0
   local full = not answer and limit > 0 and length + entries > limit and make_room(partition, log, length, entries)
-  if type(full) == 'string' then answer = {'FULL', full} end
+  if type(full) == 'string' then
+    answer = {'FULL', full}
+    if confirmed >= 0 then call('SET', sequence_key, sequence .. '|full:' .. full, 'PX', expiry) end
+  end
   local id, next_id = nil, '*'
   for n = 1, entries do
     local count = 1

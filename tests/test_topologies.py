@@ -223,9 +223,8 @@ class Views:
         async def named(sentinel: Endpoint, asking: Any) -> Named | str:
             self.asked.append(sentinel)
             answer = await named_by(sentinel, asking)
-            if sentinel is not self.last or self.address is None:
+            if sentinel is not self.last or self.address is None or not isinstance(answer, Named):
                 return answer
-            assert isinstance(answer, Named)
             return Named(self.address, answer.epoch + self.fail_overs)
 
         async def held_up(this: Endpoint) -> Any:
@@ -242,7 +241,7 @@ def _late(app_name: str) -> tuple[Any, ...]:
     return ("BLPOP", app_name, 0.4)
 
 
-async def test_a_late_confirmation_counts_only_if_no_sentinel_knows_of_a_fail_over(
+async def test_a_late_answer_counts_only_if_no_sentinel_knows_of_a_fail_over(
     watched: Watched, app_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sentinels learn of a fail-over one after the other, and a replica may still follow the old primary meanwhile."""
@@ -251,7 +250,6 @@ async def test_a_late_confirmation_counts_only_if_no_sentinel_knows_of_a_fail_ov
     assert await link.call(*_late(app_name), confirm=REPLICA) is None
     views = Views(endpoint, monkeypatch)
     views.address, views.fail_overs = (HOST, 1), 1
-    assert await link.call(*_late(app_name)) is None
     with pytest.raises(RedisUnavailable, match="no primary any more"):
         await link.call(*_late(app_name), confirm=REPLICA)
     await link.close()

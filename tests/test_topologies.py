@@ -314,10 +314,8 @@ async def test_sentinels_that_do_not_answer_hold_up_a_healthy_primary_only_once(
         await asyncio.sleep(CHECK_INTERVAL)
         await link.call("PING")
     assert time.monotonic() - before < 4 * CHECK_INTERVAL + ANSWER_TIMEOUT / 2
-    views.silent.clear()
-    views.asked.clear()
     views.address, views.fail_overs = (HOST, 1), 1
-    views.last = endpoint._sentinels[0]
+    views.silent.discard(views.last)
     connection = link.connection
 
     async def left() -> bool:
@@ -325,7 +323,7 @@ async def test_sentinels_that_do_not_answer_hold_up_a_healthy_primary_only_once(
             await link.call("PING")
         return link.connection is not connection
 
-    await eventually(left, timeout=4 * ANSWER_TIMEOUT)  # they answer again, and are heard
+    await eventually(left)  # one answers again, and is heard
     await link.close()
 
 

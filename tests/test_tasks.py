@@ -16,7 +16,7 @@ from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis.keys import task_ticks
 from runnel._worker import background
-from runnel.errors import ConfigurationError
+from runnel.errors import ConfigurationError, RedisUnavailable
 from runnel.instruments import MemberJoined, TaskFailed
 from runnel.server import EmbeddedServer
 
@@ -255,13 +255,39 @@ class Claims:
         self.won: list[int] = []
         claim = background.claim
 
-        async def recorded(link: Any, app: str, task: str, tick: int) -> bool:
-            won = await claim(link, app, task, tick)
+        async def recorded(link: Any, app: str, task: str, tick: int, nonce: str) -> bool:
+            won = await claim(link, app, task, tick, nonce)
             if won:
                 self.won.append(tick)
             return won
 
         monkeypatch.setattr(background, "claim", recorded)
+
+
+async def test_a_tick_is_run_although_the_answer_to_its_claim_is_lost(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make()
+    claim = background.claim
+    tried: list[int] = []
+    ran: list[int] = []
+
+    async def lossy(link: Any, app: str, task: str, tick: int, *rest: str) -> bool:
+        won = await claim(link, app, task, tick, *rest)
+        tried.append(tick)
+        if len(tried) == 1:
+            raise RedisUnavailable("the answer is lost")
+        return won
+
+    monkeypatch.setattr(background, "claim", lossy)
+
+    @app.timer(interval=0.1, on_leader=True)
+    async def timer():
+        ran.append(tried[-1])
+
+    async with running(app):
+        await eventually(lambda: ran)
+    assert ran[0] == tried[1] == tried[0]
 
 
 async def test_each_tick_of_a_leaders_timer_runs_once_while_leaders_change(

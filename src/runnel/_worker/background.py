@@ -1,6 +1,7 @@
 """Background tasks, timers and crontabs, and the leadership that some of them need."""
 
 import asyncio
+import secrets
 import time
 
 from runnel._core.lease import Lease
@@ -155,8 +156,10 @@ class Background:
         return True
 
     async def _claim(self, task: BackgroundTask, tick: float) -> bool:
+        nonce = secrets.token_hex(8)
+
         async def attempt() -> bool:
-            return await claim(self._link, self._app, task.name, int(tick * 1000))
+            return await claim(self._link, self._app, task.name, int(tick * 1000), nonce)
 
         return await patiently(f"tick of {task.name}", attempt, self._instruments)
 

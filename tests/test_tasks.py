@@ -131,6 +131,26 @@ async def test_a_cancellation_that_a_task_raises_itself_is_a_failure_as_any_othe
     assert [type(a.error) for a in announced.of(TaskFailed)] == [asyncio.CancelledError] * len(ran)
 
 
+class Panic(BaseException):
+    """As what Rust panics with."""
+
+
+@pytest.mark.parametrize("error", [Panic(), BaseExceptionGroup("several", [Panic()]), GeneratorExit()])
+async def test_a_timer_outlives_whatever_it_raises(make: Callable[..., App], error: BaseException) -> None:
+    app = make()
+    announced = Recorder(app)
+    ran: list[str] = []
+
+    @app.timer(interval=0.02)
+    async def timer():
+        ran.append("timer")
+        raise error
+
+    async with running(app):
+        await eventually(lambda: len(ran) >= 3)
+    assert [a.error for a in announced.of(TaskFailed)] == [error] * len(ran)
+
+
 async def test_an_abort_does_not_wait_for_a_timer_at_work(make: Callable[..., App]) -> None:
     app = make(grace_period=30.0)
     began, ended = asyncio.Event(), asyncio.Event()

@@ -171,5 +171,7 @@ class Background:
             if me is None or me.cancelling():
                 raise
             self._instruments.announce(TaskFailed(task.name, error))  # raised by the user's own code
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in Rust, for instance, is no Exception; a schedule outlives it too
             self._instruments.announce(TaskFailed(task.name, error))

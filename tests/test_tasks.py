@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,9 +17,11 @@ from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis.keys import task_ticks
 from runnel._worker import background
+from runnel._worker.background import Background
 from runnel.errors import ConfigurationError, RedisUnavailable
 from runnel.instruments import MemberJoined, TaskFailed
 from runnel.server import EmbeddedServer
+from runnel.tasks import BackgroundTask
 
 pytestmark = pytest.mark.anyio
 
@@ -308,6 +311,35 @@ async def test_a_tick_is_run_although_the_answer_to_its_claim_is_lost(
     async with running(app):
         await eventually(lambda: ran)
     assert ran[0] == tried[1] == tried[0]
+
+
+async def test_a_worker_that_does_not_lead_waits_for_every_tick(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leadership may come while it does: a tick that it passes over is one that it could not take over."""
+    passed: dict[Background, list[int]] = defaultdict(list)
+    leads_for = Background._leads_for
+
+    async def recorded(self: Background, task: BackgroundTask, tick: float) -> bool:
+        leads = await leads_for(self, task, tick)
+        if not leads:
+            passed[self].append(round(tick / 0.05))
+        return leads
+
+    monkeypatch.setattr(Background, "_leads_for", recorded)
+
+    def declare() -> App:
+        app = make()
+
+        @app.timer(interval=0.05, on_leader=True)
+        async def timer(): ...
+
+        return app
+
+    async with running(declare()), running(declare()):
+        await eventually(lambda: any(len(ticks) >= 6 for ticks in passed.values()))
+        for ticks in passed.values():
+            assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
 
 
 async def test_each_tick_of_a_leaders_timer_runs_once_while_leaders_change(

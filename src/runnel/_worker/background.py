@@ -123,13 +123,19 @@ class Background:
         2. On the leader: claim the tick. A worker that becomes the leader soon after the tick claims it too, in case
            the old leader died with it.
         3. Run. Ticks that fall into the run are skipped.
+        4. Not on the leader: go on with the tick after this one. It may be due already, since it is what has ended the
+           wait, and the leadership may still come soon after it.
         """
-        phase = 0.0 if task.on_leader else time.time()
-        while (tick := task.next_tick(time.time(), phase)) is not None:
+        after = time.time()
+        phase = 0.0 if task.on_leader else after
+        while (tick := task.next_tick(after, phase)) is not None:
             while (wait := tick - time.time()) > 0:  # noqa: ASYNC110  nobody could set an event for a time of day
                 await asyncio.sleep(min(wait, LONGEST_SLEEP))  # 1
             if not task.on_leader or await self._leads_for(task, tick):
                 await self._tick(task, tick)  # 2, 3
+                after = time.time()
+            else:
+                after = max(tick, time.time() - self._session)  # 4
             if self._stopping:
                 return
 

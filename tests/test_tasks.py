@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +17,9 @@ import pytest
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
+from runnel._core.lease import Lease
 from runnel._redis.keys import task_ticks
+from runnel._redis.scripts import Beat
 from runnel._worker import background
 from runnel._worker.background import Background
 from runnel.errors import ConfigurationError, RedisUnavailable
@@ -269,6 +273,76 @@ async def test_the_guides_task_of_the_leader_prints_once(
         async with running(second):
             await following
         assert has_printed() == "running once\n"
+
+
+async def test_a_leader_that_is_cut_off_cancels_its_task_and_begins_it_again_when_it_is_back(
+    app_name: str, server_binary: str | Path | None
+) -> None:
+    with EmbeddedServer(binary=server_binary) as server:
+        app = App(name=app_name, redis_url=server.url, session_timeout=2.0)
+        happened: list[str] = []
+
+        @app.task(on_leader=True)
+        async def for_ever():
+            happened.append("began")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:  # kept to itself, as in code that only wants to clean up
+                happened.append("ended")
+
+        @app.task(on_leader=True)
+        async def short():
+            happened.append("short")
+
+        async with running(app):
+            await eventually(lambda: sorted(happened) == ["began", "short"])
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await eventually(lambda: "ended" in happened)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await eventually(lambda: happened[-1] == "began")
+        assert happened[2:4] == ["ended", "began"]
+        assert happened.count("short") == 1, "what has ended by itself is not begun again"
+
+
+async def test_a_leader_that_stops_leads_until_its_timer_has_ended(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of the same timer do not overlap, so nobody may claim the next tick before."""
+    revocations: list[Beat] = []
+    on_beat = Background._on_beat
+
+    def recorded(self: Background, beat: Beat, lease: Lease) -> None:
+        on_beat(self, beat, lease)
+        revocations.extend([beat] * len(beat.revoked))
+
+    monkeypatch.setattr(Background, "_on_beat", recorded)
+    began, finish = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    def declare(name: str) -> App:
+        app = make(heartbeat_interval=0.1)
+
+        @app.timer(interval=0.05, on_leader=True)
+        async def timer():
+            ran.append(name)
+            began.set()
+            await finish.wait()
+
+        return app
+
+    first, second = declare("first"), declare("second")
+    following = asyncio.create_task(joined(second))
+    async with running(first) as worker:
+        await began.wait()
+        async with running(second):
+            await following
+            worker.stop("test")
+            await eventually(lambda: len(revocations) >= 3)
+            assert ran == ["first"]
+            finish.set()
+            await eventually(lambda: "second" in ran)
 
 
 class Claims:

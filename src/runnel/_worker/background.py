@@ -51,6 +51,7 @@ class Background:
         self._instruments = instruments
         self._link = endpoint.link()
         self._leads = asyncio.Event()
+        self._answered = asyncio.Event()
         self._token: int | None = None
         self._running: list[asyncio.Task[None]] = []
         self._startups: list[asyncio.Task[None]] = []
@@ -91,7 +92,7 @@ class Background:
         for task in self._running:
             task.cancel()
 
-    def _on_beat(self, beat: Beat, _: Lease) -> None:
+    def _on_beat(self, beat: Beat, lease: Lease) -> None:
         """Leadership as a partition: 0 is granted, revoked, or lost."""
         if not beat.known:
             self._resign()
@@ -102,9 +103,10 @@ class Background:
                 self._token = token
                 self._leads.set()
                 startups = [task for task in self._tasks if isinstance(task, Startup) and task.on_leader]
-                self._startups = [asyncio.create_task(self._run(task)) for task in startups]
-            elif token is None:
-                self._resign()
+                self._startups = [asyncio.create_task(self._lead(task, lease)) for task in startups]
+            elif token is None and not (self._stopping and beat.revoked.get(0) == self._token):
+                self._resign()  # a stop does so itself, when the ticks that are at work have ended
+        self._answered.set()
 
     def _resign(self) -> None:
         self._leads.clear()
@@ -115,6 +117,28 @@ class Background:
         if token is not None and self.holder is not None:
             self.holder.releases.append((0, token))
             self._heartbeats.nudge(self.holder)
+
+    async def _lead(self, task: Startup, lease: Lease) -> None:
+        """Run a startup task of the leader.
+
+        1. Begin while the lease lasts.
+        2. Run until the task ends.
+        3. If the lease ends before, nobody has told us for long that we lead, and another worker may be about to:
+           cancel the task, and begin it again when the lease is renewed. If we lead no more, we are cancelled here.
+        """
+        while True:
+            while time.monotonic() >= lease.deadline:
+                self._answered.clear()
+                await self._answered.wait()
+            running = asyncio.create_task(self._run(task), name=f"runnel-{task.name}")  # 1
+            try:
+                while (left := lease.deadline - time.monotonic()) > 0:
+                    await asyncio.wait([running], timeout=left)  # 2
+                    if running.done():
+                        return
+            finally:
+                running.cancel()  # 3
+                await asyncio.wait([running])
 
     async def _schedule(self, task: BackgroundTask) -> None:
         """Run a timer or crontab at its ticks, for ever.

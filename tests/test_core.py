@@ -363,6 +363,13 @@ def test_a_timer_is_due_after_now(interval: float, multiple: int, jitter: float)
     assert now < due <= now + interval * 1.001 + 1e-6
 
 
+@pytest.mark.parametrize("interval", [0.05, 0.1, 1 / 3])
+def test_a_timer_that_is_due_now_is_due_next_at_the_following_multiple(interval: float) -> None:
+    first = int(1_795_708_837 / interval)
+    numbers = range(first, first + 1000)
+    assert [schedules.next_timer(interval, n * interval) for n in numbers] == [(n + 1) * interval for n in numbers]
+
+
 def test_a_crontab_is_due_at_its_time_in_its_zone() -> None:
     now = at("UTC", 2024, 1, 15, 12, 0)
     assert schedules.next_crontab("45 17 * * *", ZoneInfo("UTC"), now) == at("UTC", 2024, 1, 15, 17, 45)

@@ -11,8 +11,11 @@ import pytest
 from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, Record
 from runnel._core.generations import Generation
+from runnel._redis.backlog import Backlog
 from runnel._redis.link import Listener
 from runnel._redis.scripts import Op, heartbeat
+from runnel._worker import Worker
+from runnel._worker.burst import nothing_left
 from runnel._worker.member import seat
 from runnel.admin import (
     begin_migration,
@@ -107,6 +110,27 @@ async def test_workers_and_producers_follow_a_stream_to_other_partitions_and_bac
         await flow.send()
         await eventually(flow.complete)
         assert flow.steps.generation.number == 2
+    flow.check()
+
+
+async def test_a_burst_ends_while_an_earlier_generation_is_open(flow: Flow) -> None:
+    async with flow.app:
+        worker = Worker(flow.app)
+        await worker.prepare()
+        await flow.migrate(7)
+        assert await nothing_left(worker) == {"record": Backlog(events=0, done=0, quarantined=0, paused=0)}
+
+
+async def test_a_burst_waits_for_every_generation(flow: Flow) -> None:
+    async with flow.app:
+        await flow.send()
+        await flow.migrate(7)
+        await flow.send()
+        burst = asyncio.create_task(nothing_left(Worker(flow.app)))
+        async with running(flow.app):
+            [backlog] = (await burst).values()
+            assert flow.complete()
+            assert (backlog.events, backlog.paused) == (0, 0)
     flow.check()
 
 

@@ -11,6 +11,8 @@ import pytest
 from harness import Recorder, cut_off, eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
 from runnel._redis.link import Endpoint
+from runnel._worker import Worker
+from runnel._worker.burst import nothing_left
 from runnel.admin import (
     begin_migration,
     describe_stream,
@@ -117,6 +119,12 @@ async def test_a_stream_goes_on_at_another_server_where_it_was(flow: Flow, other
             new.recorder.of(kind) for kind in (LogReplaced, LossDetected, PartitionRewound) if new.recorder.of(kind)
         ]
     assert await move(flow, other.url) == []
+
+
+async def test_a_burst_does_not_wait_for_a_stream_that_is_moved_away(flow: Flow, other: EmbeddedServer) -> None:
+    await flow.send(1)
+    await move(flow, other.url)
+    assert await nothing_left(Worker(flow.app)) == {}
 
 
 async def test_a_stream_that_is_moved_from_one_server_to_a_cluster_is_spread_over_it_then(

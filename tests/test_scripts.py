@@ -733,11 +733,20 @@ async def test_the_first_to_declare_a_stream_decides(link: Link, keys: StreamKey
 
 
 async def test_a_tick_is_claimed_once(link: Link, app_name: str) -> None:
-    assert await scripts.claim(link, app_name, "report", 99)
-    assert not await scripts.claim(link, app_name, "report", 99)
-    assert await scripts.claim(link, app_name, "report", 100)
-    assert not await scripts.claim(link, app_name, "report", 99)
-    assert await scripts.claim(link, app_name, "other", 99)
+    assert await scripts.claim(link, app_name, "report", 99, "a")
+    assert not await scripts.claim(link, app_name, "report", 99, "b")
+    assert await scripts.claim(link, app_name, "report", 100, "b")
+    assert not await scripts.claim(link, app_name, "report", 99, "c")
+    assert await scripts.claim(link, app_name, "other", 99, "c")
+
+
+async def test_a_claim_that_is_repeated_is_answered_as_before(link: Link, app_name: str) -> None:
+    for _ in range(2):
+        assert await scripts.claim(link, app_name, "report", 99, "a")
+        assert not await scripts.claim(link, app_name, "report", 99, "b")
+    assert await scripts.claim(link, app_name, "report", 100, "b")
+    assert not await scripts.claim(link, app_name, "report", 99, "a"), "it is too late for that"
+    assert not await scripts.claim(link, app_name, "report", 100, "a")
 
 
 # quarantine
@@ -773,7 +782,7 @@ async def test_scripts_come_back_after_a_script_flush(link: Link, keys: StreamKe
     await flush()
     assert not await scripts.quarantine(link, seat, 0, 1, {})
     await flush()
-    assert await scripts.claim(link, keys.app, "task", 1)
+    assert await scripts.claim(link, keys.app, "task", 1, "nonce")
     await flush()
     assert await scripts.declare(link, keys, {"a": "b"}) == {"a": "b"}
     await flush()

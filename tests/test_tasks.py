@@ -2,7 +2,10 @@
 
 import asyncio
 import functools
+import os
+import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +17,15 @@ import pytest
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
+from runnel._core.lease import Lease
 from runnel._redis.keys import task_ticks
+from runnel._redis.scripts import Beat
 from runnel._worker import background
-from runnel.errors import ConfigurationError
+from runnel._worker.background import Background
+from runnel.errors import ConfigurationError, RedisUnavailable
 from runnel.instruments import MemberJoined, TaskFailed
 from runnel.server import EmbeddedServer
+from runnel.tasks import BackgroundTask
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +136,26 @@ async def test_a_cancellation_that_a_task_raises_itself_is_a_failure_as_any_othe
     async with running(app):
         await eventually(lambda: len(ran) >= 3)
     assert [type(a.error) for a in announced.of(TaskFailed)] == [asyncio.CancelledError] * len(ran)
+
+
+class Panic(BaseException):
+    """As what Rust panics with."""
+
+
+@pytest.mark.parametrize("error", [Panic(), BaseExceptionGroup("several", [Panic()]), GeneratorExit()])
+async def test_a_timer_outlives_whatever_it_raises(make: Callable[..., App], error: BaseException) -> None:
+    app = make()
+    announced = Recorder(app)
+    ran: list[str] = []
+
+    @app.timer(interval=0.02)
+    async def timer():
+        ran.append("timer")
+        raise error
+
+    async with running(app):
+        await eventually(lambda: len(ran) >= 3)
+    assert [a.error for a in announced.of(TaskFailed)] == [error] * len(ran)
 
 
 async def test_an_abort_does_not_wait_for_a_timer_at_work(make: Callable[..., App]) -> None:
@@ -248,6 +275,76 @@ async def test_the_guides_task_of_the_leader_prints_once(
         assert has_printed() == "running once\n"
 
 
+async def test_a_leader_that_is_cut_off_cancels_its_task_and_begins_it_again_when_it_is_back(
+    app_name: str, server_binary: str | Path | None
+) -> None:
+    with EmbeddedServer(binary=server_binary) as server:
+        app = App(name=app_name, redis_url=server.url, session_timeout=2.0)
+        happened: list[str] = []
+
+        @app.task(on_leader=True)
+        async def for_ever():
+            happened.append("began")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:  # kept to itself, as in code that only wants to clean up
+                happened.append("ended")
+
+        @app.task(on_leader=True)
+        async def short():
+            happened.append("short")
+
+        async with running(app):
+            await eventually(lambda: sorted(happened) == ["began", "short"])
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await eventually(lambda: "ended" in happened)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await eventually(lambda: happened[-1] == "began")
+        assert happened[2:4] == ["ended", "began"]
+        assert happened.count("short") == 1, "what has ended by itself is not begun again"
+
+
+async def test_a_leader_that_stops_leads_until_its_timer_has_ended(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of the same timer do not overlap, so nobody may claim the next tick before."""
+    revocations: list[Beat] = []
+    on_beat = Background._on_beat
+
+    def recorded(self: Background, beat: Beat, lease: Lease) -> None:
+        on_beat(self, beat, lease)
+        revocations.extend([beat] * len(beat.revoked))
+
+    monkeypatch.setattr(Background, "_on_beat", recorded)
+    began, finish = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    def declare(name: str) -> App:
+        app = make(heartbeat_interval=0.1)
+
+        @app.timer(interval=0.05, on_leader=True)
+        async def timer():
+            ran.append(name)
+            began.set()
+            await finish.wait()
+
+        return app
+
+    first, second = declare("first"), declare("second")
+    following = asyncio.create_task(joined(second))
+    async with running(first) as worker:
+        await began.wait()
+        async with running(second):
+            await following
+            worker.stop("test")
+            await eventually(lambda: len(revocations) >= 3)
+            assert ran == ["first"]
+            finish.set()
+            await eventually(lambda: "second" in ran)
+
+
 class Claims:
     """Every claim of a tick, by all workers of this process, and what came of it."""
 
@@ -255,13 +352,68 @@ class Claims:
         self.won: list[int] = []
         claim = background.claim
 
-        async def recorded(link: Any, app: str, task: str, tick: int) -> bool:
-            won = await claim(link, app, task, tick)
+        async def recorded(link: Any, app: str, task: str, tick: int, nonce: str) -> bool:
+            won = await claim(link, app, task, tick, nonce)
             if won:
                 self.won.append(tick)
             return won
 
         monkeypatch.setattr(background, "claim", recorded)
+
+
+async def test_a_tick_is_run_although_the_answer_to_its_claim_is_lost(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make()
+    claim = background.claim
+    tried: list[int] = []
+    ran: list[int] = []
+
+    async def lossy(link: Any, app: str, task: str, tick: int, *rest: str) -> bool:
+        won = await claim(link, app, task, tick, *rest)
+        tried.append(tick)
+        if len(tried) == 1:
+            raise RedisUnavailable("the answer is lost")
+        return won
+
+    monkeypatch.setattr(background, "claim", lossy)
+
+    @app.timer(interval=0.1, on_leader=True)
+    async def timer():
+        ran.append(tried[-1])
+
+    async with running(app):
+        await eventually(lambda: ran)
+    assert ran[0] == tried[1] == tried[0]
+
+
+async def test_a_worker_that_does_not_lead_waits_for_every_tick(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leadership may come while it does: a tick that it passes over is one that it could not take over."""
+    passed: dict[Background, list[int]] = defaultdict(list)
+    leads_for = Background._leads_for
+
+    async def recorded(self: Background, task: BackgroundTask, tick: float) -> bool:
+        leads = await leads_for(self, task, tick)
+        if not leads:
+            passed[self].append(round(tick / 0.05))
+        return leads
+
+    monkeypatch.setattr(Background, "_leads_for", recorded)
+
+    def declare() -> App:
+        app = make()
+
+        @app.timer(interval=0.05, on_leader=True)
+        async def timer(): ...
+
+        return app
+
+    async with running(declare()), running(declare()):
+        await eventually(lambda: any(len(ticks) >= 6 for ticks in passed.values()))
+        for ticks in passed.values():
+            assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
 
 
 async def test_each_tick_of_a_leaders_timer_runs_once_while_leaders_change(

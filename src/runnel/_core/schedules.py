@@ -15,9 +15,10 @@ __all__ = ["check_crontab", "next_crontab", "next_timer"]
 
 def next_timer(interval: float, now: float) -> float:
     """The first multiple of ``interval`` after ``now``; all in seconds since the epoch."""
-    due = (now // interval + 1) * interval
+    number = now // interval + 1
     # 1.0 // 0.1 is 9.0, so rounding can bring back `now` itself: due again and again until the clock has moved on.
-    return due if due > now else due + interval
+    # Not `due + interval`, which may be a bit below the multiple: another tick for who goes by that.
+    return number * interval if number * interval > now else (number + 1) * interval
 
 
 def check_crontab(spec: str, timezone: str) -> tzinfo:

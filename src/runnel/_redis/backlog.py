@@ -7,7 +7,7 @@ from runnel._redis.link import Link
 from runnel._redis.queries import log_state, position
 from runnel._redis.scripts import ALL
 
-__all__ = ["Backlog", "remaining"]
+__all__ = ["NOTHING", "Backlog", "remaining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,19 @@ class Backlog:
     done: int
     quarantined: int
     paused: int
+
+    def __add__(self, other: "Backlog") -> "Backlog":
+        """Both, as of two generations of a stream."""
+        return Backlog(
+            self.events + other.events,
+            self.done + other.done,
+            self.quarantined + other.quarantined,
+            self.paused + other.paused,
+        )
+
+
+NOTHING = Backlog(0, 0, 0, 0)
+"""Of a processor that has no partitions."""
 
 
 async def remaining(

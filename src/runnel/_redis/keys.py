@@ -43,7 +43,7 @@ def all_of_app(app: str) -> str:
 
 
 def task_ticks(app: str) -> str:
-    """Hash: task name -> the last tick of it that somebody claimed."""
+    """Hash: task name -> the last tick of it that somebody claimed; and who, by the nonce of the claim."""
     return f"runnel:{{{_quoted(app)}}}:ticks"
 
 

@@ -474,9 +474,9 @@ async def declare(link: Link, keys: StreamKeys, properties: Mapping[str, str]) -
     return {name.decode(): value.decode() for name, value in zip(answer[::2], answer[1::2], strict=True)}
 
 
-async def claim(link: Link, app: str, task: str, tick: int) -> bool:
-    """Claim one tick of a task. False if somebody has it already."""
-    return bool(await _claim(link, (task_ticks(app),), (task, tick)))
+async def claim(link: Link, app: str, task: str, tick: int, nonce: str) -> bool:
+    """Claim one tick of a task. False if somebody else has it already, which is whoever claims with another nonce."""
+    return bool(await _claim(link, (task_ticks(app),), (task, tick, nonce)))
 
 
 COUNTED_AT_ONCE = 2_000

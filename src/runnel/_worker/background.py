@@ -1,6 +1,7 @@
 """Background tasks, timers and crontabs, and the leadership that some of them need."""
 
 import asyncio
+import secrets
 import time
 
 from runnel._core.lease import Lease
@@ -50,6 +51,7 @@ class Background:
         self._instruments = instruments
         self._link = endpoint.link()
         self._leads = asyncio.Event()
+        self._answered = asyncio.Event()
         self._token: int | None = None
         self._running: list[asyncio.Task[None]] = []
         self._startups: list[asyncio.Task[None]] = []
@@ -90,7 +92,7 @@ class Background:
         for task in self._running:
             task.cancel()
 
-    def _on_beat(self, beat: Beat, _: Lease) -> None:
+    def _on_beat(self, beat: Beat, lease: Lease) -> None:
         """Leadership as a partition: 0 is granted, revoked, or lost."""
         if not beat.known:
             self._resign()
@@ -101,9 +103,10 @@ class Background:
                 self._token = token
                 self._leads.set()
                 startups = [task for task in self._tasks if isinstance(task, Startup) and task.on_leader]
-                self._startups = [asyncio.create_task(self._run(task)) for task in startups]
-            elif token is None:
-                self._resign()
+                self._startups = [asyncio.create_task(self._lead(task, lease)) for task in startups]
+            elif token is None and not (self._stopping and beat.revoked.get(0) == self._token):
+                self._resign()  # a stop does so itself, when the ticks that are at work have ended
+        self._answered.set()
 
     def _resign(self) -> None:
         self._leads.clear()
@@ -115,6 +118,28 @@ class Background:
             self.holder.releases.append((0, token))
             self._heartbeats.nudge(self.holder)
 
+    async def _lead(self, task: Startup, lease: Lease) -> None:
+        """Run a startup task of the leader.
+
+        1. Begin while the lease lasts.
+        2. Run until the task ends.
+        3. If the lease ends before, nobody has told us for long that we lead, and another worker may be about to:
+           cancel the task, and begin it again when the lease is renewed. If we lead no more, we are cancelled here.
+        """
+        while True:
+            while time.monotonic() >= lease.deadline:
+                self._answered.clear()
+                await self._answered.wait()
+            running = asyncio.create_task(self._run(task), name=f"runnel-{task.name}")  # 1
+            try:
+                while (left := lease.deadline - time.monotonic()) > 0:
+                    await asyncio.wait([running], timeout=left)  # 2
+                    if running.done():
+                        return
+            finally:
+                running.cancel()  # 3
+                await asyncio.wait([running])
+
     async def _schedule(self, task: BackgroundTask) -> None:
         """Run a timer or crontab at its ticks, for ever.
 
@@ -122,13 +147,19 @@ class Background:
         2. On the leader: claim the tick. A worker that becomes the leader soon after the tick claims it too, in case
            the old leader died with it.
         3. Run. Ticks that fall into the run are skipped.
+        4. Not on the leader: go on with the tick after this one. It may be due already, since it is what has ended the
+           wait, and the leadership may still come soon after it.
         """
-        phase = 0.0 if task.on_leader else time.time()
-        while (tick := task.next_tick(time.time(), phase)) is not None:
+        after = time.time()
+        phase = 0.0 if task.on_leader else after
+        while (tick := task.next_tick(after, phase)) is not None:
             while (wait := tick - time.time()) > 0:  # noqa: ASYNC110  nobody could set an event for a time of day
                 await asyncio.sleep(min(wait, LONGEST_SLEEP))  # 1
             if not task.on_leader or await self._leads_for(task, tick):
                 await self._tick(task, tick)  # 2, 3
+                after = time.time()
+            else:
+                after = max(tick, time.time() - self._session)  # 4
             if self._stopping:
                 return
 
@@ -155,8 +186,10 @@ class Background:
         return True
 
     async def _claim(self, task: BackgroundTask, tick: float) -> bool:
+        nonce = secrets.token_hex(8)
+
         async def attempt() -> bool:
-            return await claim(self._link, self._app, task.name, int(tick * 1000))
+            return await claim(self._link, self._app, task.name, int(tick * 1000), nonce)
 
         return await patiently(f"tick of {task.name}", attempt, self._instruments)
 
@@ -168,5 +201,7 @@ class Background:
             if me is None or me.cancelling():
                 raise
             self._instruments.announce(TaskFailed(task.name, error))  # raised by the user's own code
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in Rust, for instance, is no Exception; a schedule outlives it too
             self._instruments.announce(TaskFailed(task.name, error))

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from runnel._redis.backlog import Backlog, remaining
+from runnel._redis.backlog import NOTHING, Backlog, remaining
 from runnel._redis.generations import generations_of
 from runnel._redis.patience import patiently
 from runnel._worker.worker import Worker
@@ -20,31 +20,32 @@ async def nothing_left(worker: Worker) -> dict[str, Backlog]:
     that find nothing, without any progress in between.
 
     Returns:
-        What each processor has not processed, by name.
+        What each processor has not processed, by name; without those whose stream is moved to another server.
     """
     app = worker.app
     link = app.endpoint.link()
 
-    async def look() -> list[Backlog]:
-        found = []
+    async def look() -> dict[str, Backlog]:
+        found = {}
         for processor in worker.processors:
             stream, name = processor.stream, processor.name
             generations = await generations_of(link, stream.keys)
             if generations is None or generations.moving or generations.moved:
                 continue
             at = generations.of_processor(stream.keys.group_name(name)).number
+            found[name] = NOTHING
             for one in generations.existing:
                 if one.number >= at:
                     keys = stream.keys_of(one)
-                    found.append(await remaining(link, keys, keys.control(name), name, one.partition_count))
+                    found[name] += await remaining(link, keys, keys.control(name), name, one.partition_count)
         return found
 
     try:
-        before: list[Backlog] = []
+        before: dict[str, Backlog] = {}
         while True:
             backlogs = await patiently("look for what is left", look, app.instruments)
-            if not any(backlog.events for backlog in backlogs) and backlogs == before:
-                return {p.name: backlog for p, backlog in zip(worker.processors, backlogs, strict=True)}
+            if not any(backlog.events for backlog in backlogs.values()) and backlogs == before:
+                return backlogs
             before = backlogs
             await asyncio.sleep(INTERVAL)
     finally:

@@ -31,7 +31,7 @@ def bench(
     """Measure Runnel beside the loop that an expert writes by hand with redis-py, on your server.
 
     Both sides take turns in processes of their own, in several rounds; ratios count. Uses keys of its own on the server
-    (several hundred MB for a while), and removes them at the end, also after Ctrl-C. Takes about four minutes a round.
+    (up to 800 MB for a while), and removes them at the end, also after Ctrl-C. Takes about four minutes a round.
     """
     from dataclasses import replace
 

@@ -2,6 +2,7 @@
 
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
@@ -48,6 +49,9 @@ class Outlet(Protocol):
         self, stream: "Stream[Any]", route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
     ) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
+
+    def for_once(self) -> AbstractAsyncContextManager[None]:
+        """For a block: close at its end what sending has opened, unless its event loop was used for sending before."""
 
     @property
     def traced(self) -> bool:
@@ -175,8 +179,9 @@ class Stream(Generic[R]):
             return failed
 
     async def _send_later(self, records: Sequence[R]) -> list[str]:
-        """There is no event loop yet: ``asyncio.run(stream.send(record))``."""
-        return await self.send(*records)
+        """There is no event loop yet: ``asyncio.run(stream.send(record))``. It may end with this."""
+        async with self.outlet.for_once():
+            return await self.send(*records)
 
     async def _send_traced(self, records: Sequence[R]) -> list[str]:
         """A coroutine: its span is current in it alone."""

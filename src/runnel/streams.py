@@ -32,7 +32,7 @@ from runnel.errors import (
 )
 from runnel.instruments import Announcement, StreamDividedAnew
 from runnel.interfaces import Compressor, Serializer
-from runnel.records import Record
+from runnel.records import Record, check_readable
 
 __all__ = ["Outlet", "Stream"]
 
@@ -396,7 +396,9 @@ def _check(name: str, record: type[Any], partition_by: str | Callable[[Any], Any
         raise ConfigurationError(
             f'The record type of stream "{name}" must be a class derived from runnel.Record, not {record!r}.'
         )
-    if record.runnel_primitive and not record.model_fields:
+    if not record.runnel_primitive:
+        check_readable(record)
+    elif not record.model_fields:
         raise ConfigurationError(f"The primitive record {record.__name__} has no fields, so there is nothing to store.")
     if isinstance(partition_by, str):
         if partition_by not in record.model_fields and not hasattr(record, partition_by):

@@ -785,6 +785,11 @@ async def test_the_sink_may_be_a_stream_of_ones_own(app_name: str, redis_url: st
     assert {p: sorted(numbers) for p, numbers in by_partition.items()} == {0: [0, 3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8]}
 
 
+def test_a_stream_of_the_sinks_name_that_is_declared_before_is_the_sink(app: App, mystream: Stream[Action]) -> None:
+    everything = app.stream("actions.dead", record=Action, partition_by="key", partition_size=0)
+    assert DeadLetterMiddleware(source=mystream).sink is everything
+
+
 def test_dead_letters_are_of_the_stream_that_the_processor_processes(app: App, mystream: Stream[Action]) -> None:
     other = app.stream("other", record=Action, partition_by="key")
     with pytest.raises(

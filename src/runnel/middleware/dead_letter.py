@@ -26,6 +26,9 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
     and week, also when the worker crashes in between. While Redis is away or ``sink`` is full, its partition waits;
     if it cannot be sent for another reason, the worker halts, also with ``IGNORE``.
 
+    If no processor is registered for ``sink``, its oldest entries are removed when there are more than its
+    ``partition_size`` in a partition, as in any stream. To keep all, declare it with ``partition_size=0``.
+
     Example:
         ::
 

@@ -9,7 +9,7 @@ import pytest
 from harness import Inspector, Recorder, eventually, inspecting, run_to_end, running
 from runnel import App, Event, ExceptionPolicy, Record
 from runnel._redis.scripts import reset
-from runnel.errors import ConfigurationError
+from runnel.errors import ConfigurationError, MetadataMismatch, StreamMoved
 from runnel.instruments import PartitionFailed
 from runnel.interfaces import Middleware
 from runnel.middleware import DeadLetterMiddleware
@@ -392,6 +392,41 @@ async def test_a_finaliser_that_fails_after_a_break_is_a_failure_of_the_event(
         assert await redis.position(mystream, "proc", 0) == ids[0]
 
 
+class Keeper(Middleware):
+    """Is to keep what has failed, and cannot."""
+
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            try:
+                yield x
+            except GeneratorExit:
+                if kwargs["events"].failure is not None:
+                    raise Boom("no room") from None
+                raise
+
+
+async def test_middleware_that_cannot_keep_what_has_failed_halts_the_worker_that_ignores(
+    app: App, mystream: Stream[Action]
+) -> None:
+    announced = Recorder(app)
+
+    @app.processor(mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[Keeper(), Noop()])
+    async def proc(events):
+        async for action in events.records():
+            if action.id == 1:
+                raise ValueError
+
+    ids = await mystream.send(*actions_of(3))
+    status, worker = await run_to_end(app)
+    assert status == 1
+    assert repr(worker.failure) == "Boom('no room')"
+    (failed,) = announced.of(PartitionFailed)
+    assert (failed.event_ids, failed.policy) == ((ids[1],), "halt")
+    assert "because of the function's ValueError. IGNORE would lose" in failed.error.__notes__[0]
+    async with inspecting(app) as redis:
+        assert await redis.position(mystream, "proc", 0) == ids[0]
+
+
 async def test_a_loop_that_was_left_is_finished_before_the_next_one_gets_an_event(
     app: App, mystream: Stream[Action]
 ) -> None:
@@ -750,6 +785,11 @@ async def test_the_sink_may_be_a_stream_of_ones_own(app_name: str, redis_url: st
     assert {p: sorted(numbers) for p, numbers in by_partition.items()} == {0: [0, 3, 6, 9], 1: [1, 4, 7], 2: [2, 5, 8]}
 
 
+def test_a_stream_of_the_sinks_name_that_is_declared_before_is_the_sink(app: App, mystream: Stream[Action]) -> None:
+    everything = app.stream("actions.dead", record=Action, partition_by="key", partition_size=0)
+    assert DeadLetterMiddleware(source=mystream).sink is everything
+
+
 def test_dead_letters_are_of_the_stream_that_the_processor_processes(app: App, mystream: Stream[Action]) -> None:
     other = app.stream("other", record=Action, partition_by="key")
     with pytest.raises(
@@ -846,6 +886,56 @@ async def test_an_event_waits_while_its_dead_letter_has_no_room(app_name: str, r
             await eventually(lambda: len(seen) == 4)
     assert seen == [0, 1, 2, 3]
     assert dead_seen == [0, 1, 2]
+
+
+async def test_an_event_whose_dead_letter_cannot_be_sent_is_not_acknowledged(
+    app: App, mystream: Stream[Action]
+) -> None:
+    sink = app.stream("failures", record=Action, partition_by="key")
+    seen: list[int] = []
+    failing_at(app, mystream, DeadLetterMiddleware(source=mystream, sink=sink), {1}, seen)
+    async with inspecting(app) as redis:
+        ending = asyncio.create_task(run_to_end(app))
+        ids = await mystream.send(*actions_of(1))
+        await eventually(lambda: _is(redis.position(mystream, "proc", 0), ids[0]))
+        await redis.link.call("HSET", sink.keys.metadata, "moved", "redis://elsewhere")
+        await mystream.send(*actions_of(2, start=1))
+        status, worker = await ending
+        assert (status, seen) == (1, [0, 1])
+        assert isinstance(worker.failure, StreamMoved)
+        assert await redis.position(mystream, "proc", 0) == ids[0]
+
+
+async def test_a_sink_that_is_stored_otherwise_is_refused_when_the_worker_starts(app_name: str, redis_url: str) -> None:
+    async with App(name=app_name, redis_url=redis_url) as first:
+        await first.stream("failures", record=Action, partition_by="key", partition_count=4).send(*actions_of(1))
+    app = App(name=app_name, redis_url=redis_url)
+    source = app.stream("actions", record=Action, partition_by="key")
+    sink = app.stream("failures", record=Action, partition_by="key", partition_count=8)
+    failing_at(app, source, DeadLetterMiddleware(source=source, sink=sink), set(), [])
+    with pytest.raises(MetadataMismatch, match=r'"failures" has 4 partitions in Redis, but this process says 8'):
+        await run_to_end(app)
+
+
+async def test_an_error_that_utf_8_does_not_have_goes_into_the_dead_letter_escaped(
+    app: App, mystream: Stream[Action]
+) -> None:
+    dead_letter = DeadLetterMiddleware(source=mystream)
+    seen: list[int] = []
+
+    @app.processor(mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[dead_letter])
+    async def proc(events):
+        async for action in events.records():
+            seen.append(action.id)
+            if action.id == 0:
+                raise Boom("no file \udce9.txt")
+
+    await mystream.send(*actions_of(2))
+    async with inspecting(app) as redis:
+        async with running(app):
+            await eventually(lambda: 1 in seen)
+        ((_, fields),) = await letters(redis, dead_letter.sink)
+    assert fields[b"~error"] == rb"Boom: no file \udce9.txt"
 
 
 async def test_halting_with_dead_letters_sends_one_and_halts(app: App, mystream: Stream[Action]) -> None:

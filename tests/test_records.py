@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -14,7 +15,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Json, computed_field, model_validator
 
 from harness import eventually, inspecting, running
 from runnel import App, ExceptionPolicy, Record
@@ -570,6 +571,88 @@ def test_the_partition_is_within_the_count() -> None:
 def test_a_declaration_that_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         App(name="myapp").stream(**{"name": "keyed", "record": Keyed, "partition_by": "number", **arguments})
+
+
+class Counted(BaseModel):
+    count: int = Field(exclude=True)
+
+
+class Shouting(BaseModel):
+    model_config = ConfigDict(serialize_by_alias=True)
+    count: int = Field(0, validation_alias=AliasPath("numbers", 0), serialization_alias="COUNT")
+
+
+def _unreadable() -> list[tuple[type[Record], str]]:
+    class Secret(Record):
+        key: str
+        token: str = Field(exclude=True)
+
+    class OfCounted(Record):
+        key: str
+        parts: dict[str, list[Counted]]
+
+    class Renamed(Record):
+        model_config = ConfigDict(serialize_by_alias=True)
+        key: str
+        number: int = Field(serialization_alias="n", validation_alias=AliasChoices("no", "num"))
+
+    class OfShouting(Record):
+        key: str
+        inner: Shouting | None = None
+
+    return [
+        (Secret, 'stored of Secret could not be read: the field "token" of Secret is required, and exclude=True'),
+        (OfCounted, 'stored of OfCounted could not be read: the field "count" of Counted is required'),
+        (Renamed, 'the field "number" of Renamed would be stored as "n", and not be read by that name. Use alias="n"'),
+        (OfShouting, 'the field "count" of Shouting would be stored as "COUNT"'),
+    ]
+
+
+@pytest.mark.parametrize(("record", "message"), _unreadable(), ids=lambda given: getattr(given, "__name__", ""))
+def test_a_record_that_could_be_sent_and_never_read_is_refused(record: type[Record], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        App(name="myapp").stream("unreadable", record=record, partition_by="key")
+
+
+def _readable() -> list[Record]:
+    """Records that are not refused, although they have what could make them unreadable."""
+
+    class Defaulted(Record):
+        key: str
+        cache: int = Field(0, exclude=True)
+
+    class Both(Record):
+        model_config = ConfigDict(serialize_by_alias=True)
+        key: str
+        one: int = Field(alias="ONE")
+        two: int = Field(serialization_alias="deux", validation_alias=AliasChoices("due", "deux"))
+        three: int = Field(serialization_alias="three")
+
+    class ByName(Record):
+        key: str
+        number: int = Field(serialization_alias="n")
+
+    class Mended(Record):
+        key: str
+        size: int = Field(exclude=True)
+
+        @model_validator(mode="before")
+        @classmethod
+        def measure(cls, values: dict[str, Any]) -> dict[str, Any]:
+            return {**values, "size": len(values["key"])}
+
+    return [
+        Defaulted(key="a", cache=0),
+        Both(key="a", ONE=1, due=2, three=3),  # type: ignore[call-arg]
+        ByName(key="a", number=1),
+        Mended(key="abc", size=3),
+    ]
+
+
+@pytest.mark.parametrize("record", _readable(), ids=lambda record: type(record).__name__)
+def test_a_record_that_can_be_read_is_not_refused(record: Record) -> None:
+    codec = App(name="myapp").stream("readable", record=type(record), partition_by="key").codec
+    assert codec.decode([b"data", codec.encode(record)]) == record
 
 
 def test_two_streams_of_one_name_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import random
 import time
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
 from runnel._redis import producer
+from runnel._redis.link import Link
 from runnel._redis.scripts import AppendStatus
 from runnel._redis.sending import Sending
 from runnel.errors import RecordError, RedisUnavailable, StreamFull
@@ -277,6 +279,62 @@ def test_a_send_may_be_made_before_there_is_an_event_loop(app_name: str, redis_u
             return await sending
 
     assert len(asyncio.run(main())) == 1
+
+
+def test_a_send_that_has_an_event_loop_of_its_own_leaves_nothing_open(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a synchronous web view."""
+    open_links: set[object] = set()
+    connect, close = Link._connect, Link.close
+
+    async def connecting(link: Link, timeout: float) -> Any:
+        open_links.add(link)
+        return await connect(link, timeout)
+
+    async def closing(link: Link) -> None:
+        await close(link)
+        open_links.discard(link)
+
+    monkeypatch.setattr(Link, "_connect", connecting)
+    monkeypatch.setattr(Link, "close", closing)
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    before = len(os.listdir("/dev/fd"))
+    for n in range(20):
+        asyncio.run(stream.send(Step(key="a", n=n)))
+    assert open_links == set()
+    assert app._outboxes == {}
+    assert len(os.listdir("/dev/fd")) <= before
+    assert asyncio.run(numbers(app, stream)) == list(range(20))
+
+
+def test_an_event_loop_that_is_used_for_sending_otherwise_stays_connected(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    sending = stream.send(Step(key="a", n=1))
+
+    async def main() -> None:
+        async with app:
+            await stream.send(Step(key="a", n=0))
+            outbox = app._outbox()
+            await sending
+            assert app._outbox() is outbox
+
+    asyncio.run(main())
+
+
+def test_event_loops_that_are_closed_are_forgotten(app_name: str) -> None:
+    app = App(name=app_name, redis_url="redis://127.0.0.1:1", send_timeout=0.01)
+    stream = app.stream("steps", record=Step, partition_by="key")
+
+    async def main() -> None:
+        with pytest.raises(RedisUnavailable):
+            await stream.send(Step(key="a", n=0))
+
+    for _ in range(5):
+        asyncio.run(main())
+        assert len(app._outboxes) == 1
 
 
 async def test_a_clock_of_the_server_that_jumps_an_hour_is_not_taken_for_a_loss(app_name: str, redis_url: str) -> None:

@@ -7,12 +7,11 @@ import asyncio
 import importlib
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from runnel._redis.link import Endpoint
 from runnel._redis.producer import Limits, Producer
@@ -69,7 +68,7 @@ class App:
         self.instruments = Instruments()
         self._endpoint: tuple[str, Endpoint] | None = None
         self.tracing = _tracing(self.settings)
-        self._outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
 
     @property
     def name(self) -> str:
@@ -406,6 +405,19 @@ class App:
         if outbox is not None:
             await outbox.close()
 
+    @asynccontextmanager
+    async def for_once(self) -> AsyncIterator[None]:
+        """Close at the end what sending has opened meanwhile, unless this event loop was used for sending before."""
+        close = asyncio.get_running_loop() not in self._outboxes
+        try:
+            yield
+        except asyncio.CancelledError:
+            close = False  # it would wait for what is under way; it is forgotten when its event loop is closed
+            raise
+        finally:
+            if close:
+                await self.aclose()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -420,6 +432,9 @@ class App:
         loop = asyncio.get_running_loop()
         outbox = self._outboxes.get(loop)
         if outbox is None:
+            for other in [*self._outboxes]:  # a copy: each thread may have an event loop
+                if other.is_closed():
+                    self._outboxes.pop(other, None)
             outbox = self._outboxes[loop] = Outbox(self.endpoint, self.instruments)
         return outbox
 

@@ -65,11 +65,14 @@ class Gzip(Compressor):
 
 
 def flat_headers(headers: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
-    """Headers as fields of an entry."""
+    """Headers as fields of an entry. What UTF-8 does not have, such as a lone surrogate in an error, is escaped."""
     return tuple(
         part
         for name, value in headers.items()
-        for part in (HEADER + name.encode(), value.encode() if isinstance(value, str) else value)
+        for part in (
+            HEADER + name.encode(),
+            value.encode(errors="backslashreplace") if isinstance(value, str) else value,
+        )
     )
 
 

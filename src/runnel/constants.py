@@ -26,4 +26,5 @@ class ExceptionPolicy(str, Enum):
     (``runnel quarantine``), or its worker ends."""
 
     IGNORE = "ignore"
-    """Acknowledge the failed event or batch, and start the function again with what follows it."""
+    """Acknowledge the failed event or batch, and start the function again with what follows it. If middleware fails
+    while it finishes because of that (a dead letter cannot be sent, for instance): as ``HALT``."""

@@ -86,5 +86,6 @@ class Middleware(ABC):
                 added in later versions, so always accept ``**kwargs``.
 
         When the code above fails, ``GeneratorExit`` is raised at the ``yield``, and ``events.failure`` is
-        the exception. All handlers have finished before the processor's function is started again.
+        the exception. All handlers have finished before the processor's function is started again. What a handler
+        raises then halts the worker also where the policy is ``IGNORE``, which would lose what it was to keep.
         """

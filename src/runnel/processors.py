@@ -78,6 +78,11 @@ class Processor(Generic[R]):
                     f'"{middleware.source.name}". Give it one of its own: DeadLetterMiddleware(source=...).'
                 )
 
+    @property
+    def sinks(self) -> list[Stream[R]]:
+        """Where its middleware sends dead letters."""
+        return [middleware.sink for middleware in self.middleware if isinstance(middleware, DeadLetterMiddleware)]
+
     def __call__(self, events: Events[R]) -> Awaitable[Any]:
         return self.function(events)
 

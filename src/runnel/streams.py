@@ -2,6 +2,7 @@
 
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from operator import attrgetter, index
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,7 +32,7 @@ from runnel.errors import (
 )
 from runnel.instruments import Announcement, StreamDividedAnew
 from runnel.interfaces import Compressor, Serializer
-from runnel.records import Record
+from runnel.records import Record, check_readable
 
 __all__ = ["Outlet", "Stream"]
 
@@ -48,6 +49,9 @@ class Outlet(Protocol):
         self, stream: "Stream[Any]", route: Callable[[int], int], entry: Sequence[bytes], *, origin: str
     ) -> None:
         """Append an entry unless one from the same origin was appended in the last week; wait if needed."""
+
+    def for_once(self) -> AbstractAsyncContextManager[None]:
+        """For a block: close at its end what sending has opened, unless its event loop was used for sending before."""
 
     @property
     def traced(self) -> bool:
@@ -175,8 +179,9 @@ class Stream(Generic[R]):
             return failed
 
     async def _send_later(self, records: Sequence[R]) -> list[str]:
-        """There is no event loop yet: ``asyncio.run(stream.send(record))``."""
-        return await self.send(*records)
+        """There is no event loop yet: ``asyncio.run(stream.send(record))``. It may end with this."""
+        async with self.outlet.for_once():
+            return await self.send(*records)
 
     async def _send_traced(self, records: Sequence[R]) -> list[str]:
         """A coroutine: its span is current in it alone."""
@@ -391,7 +396,9 @@ def _check(name: str, record: type[Any], partition_by: str | Callable[[Any], Any
         raise ConfigurationError(
             f'The record type of stream "{name}" must be a class derived from runnel.Record, not {record!r}.'
         )
-    if record.runnel_primitive and not record.model_fields:
+    if not record.runnel_primitive:
+        check_readable(record)
+    elif not record.model_fields:
         raise ConfigurationError(f"The primitive record {record.__name__} has no fields, so there is nothing to store.")
     if isinstance(partition_by, str):
         if partition_by not in record.model_fields and not hasattr(record, partition_by):

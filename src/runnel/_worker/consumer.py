@@ -428,11 +428,19 @@ class PartitionConsumer:
         """The function failed with what it holds unacknowledged.
 
         HALT: the worker stops; the partition waits for that. QUARANTINE: the partition is marked, and parked until the
-        mark is gone. IGNORE: what failed is acknowledged, and the function is started again.
+        mark is gone. IGNORE: what failed is acknowledged, and the function is started again; but as HALT, if middleware
+        has failed while it finished because of that: what it was to keep, such as a dead letter, is not kept.
         """
         name, policy, held = self._processor.name, self._processor.exception_policy, self._events.held
+        first = self._events.failure  # of the function, of which middleware was told
         if isinstance(failure, ProcessorReturned):
             policy = ExceptionPolicy.HALT
+        elif policy is ExceptionPolicy.IGNORE and held and first is not None and first is not failure:
+            policy = ExceptionPolicy.HALT
+            failure.add_note(
+                f"Middleware raised this while it finished because of the function's {type(first).__name__}. "
+                "IGNORE would lose what it was to keep of the event, so the worker halts."
+            )
         attempt = self._events.attempt
         self._owner.announce(PartitionFailed(name, self.feed.partition, held, policy.value, failure, attempt))
         self._events.forget_failures()

@@ -120,6 +120,9 @@ class Worker:
             self.server = await server_version(link)
             for stream in {processor.stream.name: processor.stream for processor in self.processors}.values():
                 self._generations[stream.name] = await stream.declare(link)
+            for sink in {sink.name: sink for processor in self.processors for sink in processor.sinks}.values():
+                if sink.outlet is self.app:  # that of another app may be on another server
+                    await sink.declare(link)
         finally:
             await link.close()
 

@@ -23,7 +23,11 @@ class DeadLetterMiddleware(Middleware, Generic[R]):
 
     A dead letter has the fields and the headers of the original, and besides them ``error``, ``processor`` and
     ``source`` (stream, partition and id). It is sent before the failed event is acknowledged, and once per source event
-    and week, also when the worker crashes in between. While it cannot be sent, its partition waits.
+    and week, also when the worker crashes in between. While Redis is away or ``sink`` is full, its partition waits;
+    if it cannot be sent for another reason, the worker halts, also with ``IGNORE``.
+
+    If no processor is registered for ``sink``, its oldest entries are removed when there are more than its
+    ``partition_size`` in a partition, as in any stream. To keep all, declare it with ``partition_size=0``.
 
     Example:
         ::

@@ -165,6 +165,11 @@ class PartitionConsumer:
         return "events that were read are not handed out" if feed.entries else "events are not read"
 
     @property
+    def _abandoned(self) -> bool:
+        """Whether the function was cancelled by us: what it holds is somebody else's, or will be."""
+        return self._given_up or self.state is PartitionState.LOST
+
+    @property
     def processed(self) -> int:
         """How many events were acknowledged under this token."""
         return self._processed_before + self.feed.processed - self._started_at
@@ -346,7 +351,7 @@ class PartitionConsumer:
                 failure = await self._call()  # 1, 2
             finally:
                 self._calling = False
-            if self._given_up:
+            if self._abandoned:
                 return
             if failure is None and not events.asked and not self.feed.ended:
                 failure = ProcessorReturned(
@@ -369,21 +374,18 @@ class PartitionConsumer:
         try:
             await self._processor.function(self._events)
         except asyncio.CancelledError as error:
-            self._events.abandoned = self._given_up or self.state is PartitionState.LOST
-            if self.state is PartitionState.LOST:
-                await self._finish_middleware(FINALISERS)
+            if not self._abandoned and self.task.cancelling():
                 raise
-            if self._given_up:
-                self.task.uncancel()
-                await self._finish_middleware(FINALISERS)
-                return None
-            if self.task.cancelling():
-                raise
-            failure = error  # raised by the user's own code
+            failure = error  # raised by the user's own code, unless it is abandoned
         except Exception as error:
             # The end of the events, in code that calls anext() itself, is no failure. None is in progress then.
             at_end = self.feed.ended and not self._events.held
             failure = None if isinstance(error, StopAsyncIteration) and at_end else error
+        if self._abandoned:  # whatever the function has made of its cancellation, its event has not failed
+            self._events.abandoned = True
+            self.task.uncancel()
+            await self._finish_middleware(FINALISERS)
+            return None
         self._events.failure = failure
         self._events.retrying = failure is not None and self._may_retry(failure)
         return await self._finish_middleware(None) or failure

@@ -236,7 +236,7 @@ class Events(Generic[R]):
 
     def put_back(self) -> None:
         """Hand out first what was handed out last and is not acknowledged."""
-        held, self._held = self._held, None
+        held, self._held, self._taken = self._held, None, None  # it is not taken until the function sees it again
         if isinstance(held, tuple):
             self._feed.entries.extendleft(reversed(held))
         elif held is not None:
@@ -265,7 +265,7 @@ class Events(Generic[R]):
 
     def restart(self) -> None:
         """Forget what is handed out and not acknowledged, before the function is started again."""
-        self._held = None
+        self._held = self._taken = None
         self._asked = False
         self.failure = None
         self.retrying = False

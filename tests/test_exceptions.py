@@ -404,6 +404,36 @@ async def test_an_error_that_the_event_loop_uses_is_a_failure_as_any_other(
     assert [type(failed.error) for failed in announced.of(PartitionFailed)] == [type(error)]
 
 
+class Panic(BaseException):
+    """What Rust code raises, for instance, when it has a defect."""
+
+
+@pytest.mark.parametrize("error", [Panic(), BaseExceptionGroup("several", [Panic()]), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("policy", [ExceptionPolicy.QUARANTINE, ExceptionPolicy.IGNORE])
+async def test_what_is_no_exception_is_a_failure_as_any_other(
+    app_name: str, redis_url: str, policy: ExceptionPolicy, error: BaseException
+) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=2)
+    stream = app.stream("steps", record=Step, partition_by="key", hasher=by_number)
+    announced = Recorder(app)
+    seen: list[tuple[int, int]] = []
+
+    @app.processor(stream, exception_policy=policy, retries=1, backoff=0.01)
+    async def proc(events):
+        async for step in events.records():
+            seen.append((step.key, events.attempt))
+            if step.key == 0:
+                raise error
+
+    await stream.send(Step(key=0, n=0))
+    async with running(app):
+        await eventually(lambda: announced.of(PartitionFailed))
+        await stream.send(Step(key=1, n=0))
+        await eventually(lambda: (1, 1) in seen)
+    assert seen == [(0, 1), (0, 2), (1, 1)]
+    assert [(failed.policy, failed.error) for failed in announced.of(PartitionFailed)] == [(policy.value, error)]
+
+
 async def test_the_end_of_something_else_during_a_drain_is_a_failure_of_the_event(
     app_name: str, redis_url: str
 ) -> None:

@@ -479,6 +479,44 @@ async def test_a_cancellation_that_a_finaliser_raises_is_a_failure_as_any_other(
     assert (failed.event_ids, type(failed.error)) == ((ids[1],), asyncio.CancelledError)
 
 
+class Panic(BaseException):
+    """What Rust code raises, for instance, when it has a defect."""
+
+
+class Panicking(Middleware):
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            try:
+                yield x
+            except GeneratorExit:
+                raise Panic from None
+
+
+async def test_what_a_finaliser_raises_that_is_no_exception_is_a_failure_as_any_other(
+    app: App, mystream: Stream[Action]
+) -> None:
+    diary = Diary()
+    announced = Recorder(app)
+    seen: list[int] = []
+
+    @app.processor(
+        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), Panicking()]
+    )
+    async def proc(events):
+        async for action in events.records():
+            seen.append(action.id)
+            if action.id == 1:
+                break
+
+    ids = await mystream.send(*actions_of(3))
+    async with running(app):
+        await eventually(lambda: 2 in seen)
+    assert seen == [0, 1, 2]
+    assert diary.lines == ["it cleans up after None"]
+    (failed,) = announced.of(PartitionFailed)
+    assert (failed.event_ids, type(failed.error)) == ((ids[1],), Panic)
+
+
 class Slow(Middleware):
     """Takes longer than the function wants to wait, the first time."""
 

@@ -250,7 +250,7 @@ class Events(Generic[R]):
         """Finish all generators of the last run, the outermost first.
 
         Raises:
-            Exception: whatever a finaliser raises; the others have finished all the same.
+            BaseException: whatever a finaliser raises; the others have finished all the same.
         """
         if (self.failure is not None or self.abandoned) and self._watch is not None and self._watch.mark:
             self._watch.fail(self._feed.done, _monotonic(), self._feed.processed)
@@ -507,7 +507,9 @@ async def _finish(generators: _Loop) -> None:
             if _cancelled():
                 raise
             error = error or raised  # raised by the finaliser itself
-        except Exception as raised:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as raised:
             error = error or raised
     if error is not None:
         raise error

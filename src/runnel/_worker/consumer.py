@@ -377,7 +377,9 @@ class PartitionConsumer:
             if not self._abandoned and self.task.cancelling():
                 raise
             failure = error  # raised by the user's own code, unless it is abandoned
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code, say, or a group with one, is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit) or not self.task.get_loop().is_running():
+                raise  # the process is to end, or does already
             # The end of the events, in code that calls anext() itself, is no failure. None is in progress then.
             at_end = self.feed.ended and not self._events.held
             failure = None if isinstance(error, StopAsyncIteration) and at_end else error
@@ -401,7 +403,9 @@ class PartitionConsumer:
             if self.task.cancelling():
                 raise
             return error  # raised by a finaliser itself
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
             return error
         return None
 

@@ -315,7 +315,7 @@ class PartitionConsumer:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
         if acquired.replaced:
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
-        self._told = False
+        self._told = self._rewinding = False  # also for who was parked and resumed meanwhile: this is the position
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile

@@ -266,7 +266,7 @@ class Events(Generic[R]):
     def restart(self) -> None:
         """Forget what is handed out and not acknowledged, before the function is started again."""
         self._held = self._taken = None
-        self._asked = False
+        self._asked = self.abandoned = False
         self.failure = None
         self.retrying = False
 

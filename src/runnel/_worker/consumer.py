@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from structlog.contextvars import bind_contextvars
@@ -194,7 +194,7 @@ class PartitionConsumer:
         self.feed.end()
         self._drain_wanted.set()
         self._woken.set()
-        self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, self._give_up)
+        self._limit(self._give_up)
 
     def lose(self, reason: str) -> None:
         """Stop at once: somebody else may own the partition already."""
@@ -221,6 +221,7 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
+        self._limit(self._insist)
 
     def park(self, *, quarantined: bool) -> bool:
         """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""
@@ -232,6 +233,7 @@ class PartitionConsumer:
         self.state = advance(self.state, Step.PARK)
         self._woken.clear()
         self.feed.end()
+        self._limit(self._insist)
         self._owner.reading(self.feed, False)
         return True
 
@@ -316,6 +318,9 @@ class PartitionConsumer:
         if acquired.replaced:
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
         self._told = self._rewinding = False  # also for who was parked and resumed meanwhile: this is the position
+        self._given_up = False
+        if self._grace is not None and not self._drain_wanted.is_set():
+            self._grace.cancel()
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile
@@ -351,8 +356,10 @@ class PartitionConsumer:
                 failure = await self._call()  # 1, 2
             finally:
                 self._calling = False
-            if self._abandoned:
+            if self.state is PartitionState.LOST or (self._given_up and self.state is PartitionState.DRAINING):
                 return
+            if self._given_up:  # for not ending without events: we keep the partition
+                break
             if failure is None and not events.asked and not self.feed.ended:
                 failure = ProcessorReturned(
                     f'The processor "{self._processor.name}" ended without asking for an event. It must iterate over '
@@ -464,6 +471,19 @@ class PartitionConsumer:
             await self._owner.flush(self.feed)
             await self._owner.quarantine(self.feed, held, failure)
             self._marked_at = time.monotonic()
+
+    def _limit(self, then: Callable[[], None]) -> None:
+        """Let the function, which is handed out nothing more, end within the grace period."""
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, then)
+
+    def _insist(self) -> None:
+        """It may take its time to finish an event where we keep the partition, but not to end without one."""
+        if self._calling and self._events.held:
+            self._limit(self._insist)
+        elif self._calling:
+            self._give_up()
 
     def _give_up(self) -> None:
         self._given_up = True

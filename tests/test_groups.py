@@ -638,6 +638,7 @@ async def test_an_abort_ends_what_has_swallowed_the_loss_of_its_partition(app_na
     worker.abort()
     assert await asyncio.wait_for(task, 10) == 130
     assert ended == ["cancelled again"]
+    await app.aclose()
 
 
 async def test_an_abort_does_not_wait_for_what_cannot_be_cancelled(
@@ -664,6 +665,7 @@ async def test_an_abort_does_not_wait_for_what_cannot_be_cancelled(
     assert await asyncio.wait_for(task, 10) == 130
     gate.set()
     await asyncio.wait_for(consumer.task, 10)
+    await app.aclose()
 
 
 async def test_a_worker_stops_while_handlers_hold_all_threads_of_the_executor(app_name: str, redis_url: str) -> None:

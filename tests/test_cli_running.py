@@ -95,6 +95,44 @@ def test_a_second_signal_does_not_wait_and_the_event_is_repeated(project: Projec
     assert successor.stop() == 0
 
 
+BLOCKED = """
+import asyncio
+import os
+import time
+
+from runnel import App, Record
+
+app = App(name=os.environ["TEST_APP"], heartbeat_interval=0.2)
+
+
+class Order(Record):
+    order_id: int
+    amount: float = 1.0
+    note: str = ""
+
+
+orders = app.stream("orders", record=Order, partition_by="order_id", partition_count=4)
+
+
+@app.processor(orders)
+async def printer(events):
+    async for order in events.records():
+        print("begin", order.order_id)
+        await asyncio.to_thread(time.sleep, 600)
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_thread(project: Project) -> None:
+    project.write(blocked=BLOCKED)
+    worker = project.start("worker", "blocked:app")
+    project.send(1)
+    worker.says("begin 1")
+    worker.tell(signal.SIGTERM)
+    worker.says("in_flight=1")
+    assert worker.stop() == 130
+    assert "Traceback" not in worker.stderr
+
+
 def test_a_worker_runs_the_named_processors_only(project: Project) -> None:
     one = project.start("worker", "shop:app", "--processors", "counter")
     project.send(1)

@@ -15,8 +15,9 @@ from runnel._redis.keys import ControlKeys
 from runnel._redis.link import Link
 from runnel._redis.scripts import Beat
 from runnel._worker import Worker
+from runnel.admin import apply_reset, pause_processor, plan_reset, resume_processor
 from runnel.errors import DecodeError
-from runnel.instruments import PartitionFailed, PartitionGained, PartitionLost, WorkerStopping
+from runnel.instruments import PartitionFailed, PartitionGained, PartitionLost, PartitionsPaused, WorkerStopping
 from runnel.streams import Stream
 
 pytestmark = pytest.mark.anyio
@@ -404,6 +405,36 @@ async def test_an_error_that_the_event_loop_uses_is_a_failure_as_any_other(
     assert [type(failed.error) for failed in announced.of(PartitionFailed)] == [type(error)]
 
 
+class Panic(BaseException):
+    """What Rust code raises, for instance, when it has a defect."""
+
+
+@pytest.mark.parametrize("error", [Panic(), BaseExceptionGroup("several", [Panic()]), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("policy", [ExceptionPolicy.QUARANTINE, ExceptionPolicy.IGNORE])
+async def test_what_is_no_exception_is_a_failure_as_any_other(
+    app_name: str, redis_url: str, policy: ExceptionPolicy, error: BaseException
+) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=2)
+    stream = app.stream("steps", record=Step, partition_by="key", hasher=by_number)
+    announced = Recorder(app)
+    seen: list[tuple[int, int]] = []
+
+    @app.processor(stream, exception_policy=policy, retries=1, backoff=0.01)
+    async def proc(events):
+        async for step in events.records():
+            seen.append((step.key, events.attempt))
+            if step.key == 0:
+                raise error
+
+    await stream.send(Step(key=0, n=0))
+    async with running(app):
+        await eventually(lambda: announced.of(PartitionFailed))
+        await stream.send(Step(key=1, n=0))
+        await eventually(lambda: (1, 1) in seen)
+    assert seen == [(0, 1), (0, 2), (1, 1)]
+    assert [(failed.policy, failed.error) for failed in announced.of(PartitionFailed)] == [(policy.value, error)]
+
+
 async def test_the_end_of_something_else_during_a_drain_is_a_failure_of_the_event(
     app_name: str, redis_url: str
 ) -> None:
@@ -647,3 +678,89 @@ async def test_a_function_that_swallows_its_cancellation_is_not_committed_after_
             await eventually(lambda: seen)
         assert await redis.position(stream, "proc", 0) == "0-0"
     assert seen == [0]
+
+
+def endless(stuck: Steps) -> None:
+    """Have it processed by a function that does not end with its events, but asks for more, again and again."""
+
+    @stuck.app.processor(stuck.stream, grace_period=0.05)
+    async def endless(events):
+        while True:
+            try:
+                async with asyncio.timeout(1):
+                    async for step in events.records():
+                        stuck.seen.append((step.key, step.n))
+            except TimeoutError:
+                pass
+
+
+async def test_a_function_that_does_not_end_with_its_events_is_cancelled_at_the_stop(
+    app_name: str, redis_url: str
+) -> None:
+    stuck = Steps(app_name, redis_url)
+    endless(stuck)
+    ids = await stuck.stream.send(*steps(0, 3))
+    async with inspecting(stuck.app) as redis:
+        async with running(stuck.app, ["endless"]):
+            await eventually(lambda: stuck.of(0) == [0, 1, 2])
+        assert await redis.position(stuck.stream, "endless", 0) == ids[-1]
+
+
+async def test_a_function_that_does_not_end_with_its_events_goes_on_after_a_pause(
+    app_name: str, redis_url: str
+) -> None:
+    stuck = Steps(app_name, redis_url)
+    endless(stuck)
+    await stuck.stream.send(*steps(0, 3))
+    async with running(stuck.app, ["endless"]):
+        await eventually(lambda: stuck.of(0) == [0, 1, 2])
+        await pause_processor(stuck.app, "endless")
+        await eventually(lambda: stuck.announced.of(PartitionsPaused))
+        await stuck.stream.send(*steps(0, 1, start=3))
+        await resume_processor(stuck.app, "endless")
+        await eventually(lambda: stuck.of(0) == [0, 1, 2, 3])
+
+
+async def test_a_function_that_does_not_end_with_its_events_goes_on_from_where_it_is_moved(
+    app_name: str, redis_url: str
+) -> None:
+    stuck = Steps(app_name, redis_url)
+    endless(stuck)
+    await stuck.stream.send(*steps(0, 3))
+    async with running(stuck.app, ["endless"]):
+        await eventually(lambda: stuck.of(0) == [0, 1, 2])
+        await apply_reset(stuck.app, "endless", await plan_reset(stuck.app, "endless", "earliest"))
+        await eventually(lambda: stuck.of(0) == [0, 1, 2, 0, 1, 2])
+
+
+async def test_an_event_in_progress_may_take_longer_than_the_grace_period_in_a_pause(
+    app_name: str, redis_url: str
+) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    announced = Recorder(app)
+    gate = asyncio.Event()
+    seen: list[int] = []
+
+    @app.processor(stream, grace_period=0.05)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+            await gate.wait()
+
+    ids = await stream.send(*steps(0, 2))
+    async with inspecting(app) as redis, running(app) as worker:
+        await eventually(lambda: seen)
+        (consumer,) = worker.members[0].consumers
+        await pause_processor(app, "proc")
+        await eventually(lambda: announced.of(PartitionsPaused))
+        begun = consumer._grace
+        await eventually(lambda: consumer._grace is not begun)  # it is over, and begins again
+        gate.set()
+
+        async def committed() -> bool:
+            return await redis.position(stream, "proc", 0) == ids[0]
+
+        await eventually(committed)
+        await resume_processor(app, "proc")
+        await eventually(lambda: seen == [0, 1])

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -604,3 +605,77 @@ async def test_a_rollback_is_counted_once(app_name: str, redis_url: str) -> None
             await eventually(lambda: told.of(PartitionRewound) and seen[-1] == 2)
         assert await redis.link.call("HGET", positions, "rollbacks:0") == b"1"
     assert len(told.of(PartitionRewound)) == 1
+
+
+# An abort
+
+
+async def test_an_abort_ends_what_has_swallowed_the_loss_of_its_partition(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    swallowed = asyncio.Event()
+    ended: list[str] = []
+
+    @app.processor(stream)
+    async def proc(events):
+        async for _ in events:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append("cancelled again")
+
+    await stream.send(Step(key="a", n=0))
+    worker = Worker(app)
+    task = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.members and worker.members[0].in_flight)
+    (consumer,) = worker.members[0].consumers
+    worker.members[0].fenced(consumer.feed)
+    await asyncio.wait_for(swallowed.wait(), 10)
+    worker.abort()
+    assert await asyncio.wait_for(task, 10) == 130
+    assert ended == ["cancelled again"]
+    await app.aclose()
+
+
+async def test_an_abort_does_not_wait_for_what_cannot_be_cancelled(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runnel._worker.worker.ABORT_TIMEOUT", 0.1)
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    stream = app.stream("steps", record=Step, partition_by="key")
+    gate = asyncio.Event()
+
+    @app.processor(stream)
+    async def proc(events):
+        async for _ in events:
+            while not gate.is_set():
+                with suppress(asyncio.CancelledError):
+                    await gate.wait()
+
+    await stream.send(Step(key="a", n=0))
+    worker = Worker(app)
+    task = asyncio.create_task(worker.run())
+    await eventually(lambda: worker.members and worker.members[0].in_flight)
+    (consumer,) = worker.members[0].consumers
+    worker.abort()
+    assert await asyncio.wait_for(task, 10) == 130
+    gate.set()
+    await asyncio.wait_for(consumer.task, 10)
+    await app.aclose()
+
+
+async def test_a_worker_stops_while_handlers_hold_all_threads_of_the_executor(app_name: str, redis_url: str) -> None:
+    app = App(name=app_name, redis_url=redis_url, partition_count=1)
+    release = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    blocked = asyncio.create_task(asyncio.to_thread(release.wait))
+    try:
+        async with running(app):
+            pass
+    finally:
+        release.set()
+        await blocked

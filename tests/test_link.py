@@ -134,6 +134,27 @@ async def test_a_command_that_is_still_being_sent_is_not_overdue() -> None:
         await slow.close()
 
 
+async def test_a_peer_that_does_not_let_go_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of TLS it is an answer that a connection waits for when it is closed; here it is what the peer does not take."""
+    monkeypatch.setattr("runnel._redis.link.CONNECT_TIMEOUT", 0.2)
+    closed = asyncio.Event()
+
+    async def stop_listening(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer_the_greeting(reader, writer)
+        await reader.readuntil(b"PING")
+        writer.write(b"+PONG\r\n")
+        await closed.wait()
+        writer.transport.abort()
+
+    async with listening(stop_listening) as url:
+        link = Link(Endpoint(url))
+        assert await link.call("PING") == b"PONG"
+        assert link._exchange is not None
+        link._exchange._transport.write(b"." * 12_000_000)
+        await link.close()
+        closed.set()
+
+
 async def answer_the_greeting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Say OK to the two commands by which redis-py introduces itself."""
     heard = b""

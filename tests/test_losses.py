@@ -19,6 +19,7 @@ from runnel.instruments import (
     PartitionGained,
     PartitionRewound,
     PartitionsPaused,
+    PartitionsResumed,
     RedisRecovered,
 )
 from runnel.streams import Stream
@@ -401,6 +402,36 @@ async def test_a_move_by_hand_of_what_waits_for_an_old_function_to_end_is_no_rol
         ended.set()
         await eventually(lambda: len(case.announced.of(PartitionGained)) == 2)
     assert not case.announced.of(PartitionRewound)
+
+
+async def test_who_is_paused_and_resumed_while_its_position_is_taken_anew_can_be_moved_again(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def acquire(*args: Any) -> Any:
+        answer = await scripts.acquire(*args)
+        asked.set()
+        await go_on.wait()
+        return answer
+
+    async def move() -> None:
+        await apply_reset(case.app, "proc", await plan_reset(case.app, "proc", "earliest"))
+
+    async with inspecting(case.app) as redis, running(case.app):
+        await case.send(1, 2)
+        await case.processed(redis, 2)
+        monkeypatch.setattr(member, "scripts", SimpleNamespace(**vars(scripts) | {"acquire": acquire}))
+        await move()
+        await asyncio.wait_for(asked.wait(), 10)
+        await pause_processor(case.app, "proc")
+        await eventually(lambda: case.announced.of(PartitionsPaused))
+        await resume_processor(case.app, "proc")
+        await eventually(lambda: case.announced.of(PartitionsResumed))
+        go_on.set()
+        await eventually(lambda: case.seen == [1, 2, 1, 2])
+        await move()
+        await eventually(lambda: case.seen == [1, 2, 1, 2, 1, 2])
 
 
 async def test_positions_that_are_lost_are_taken_from_the_consumer_group(case: Case) -> None:

@@ -10,7 +10,7 @@ from harness import Inspector, Recorder, eventually, inspecting, run_to_end, run
 from runnel import App, Event, ExceptionPolicy, Record
 from runnel._redis.scripts import reset
 from runnel.errors import ConfigurationError, MetadataMismatch, StreamMoved
-from runnel.instruments import PartitionFailed
+from runnel.instruments import AttemptFailed, PartitionFailed
 from runnel.interfaces import Middleware
 from runnel.middleware import DeadLetterMiddleware
 from runnel.streams import Stream
@@ -514,6 +514,44 @@ async def test_a_cancellation_that_a_finaliser_raises_is_a_failure_as_any_other(
     assert (failed.event_ids, type(failed.error)) == ((ids[1],), asyncio.CancelledError)
 
 
+class Panic(BaseException):
+    """What Rust code raises, for instance, when it has a defect."""
+
+
+class Panicking(Middleware):
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            try:
+                yield x
+            except GeneratorExit:
+                raise Panic from None
+
+
+async def test_what_a_finaliser_raises_that_is_no_exception_is_a_failure_as_any_other(
+    app: App, mystream: Stream[Action]
+) -> None:
+    diary = Diary()
+    announced = Recorder(app)
+    seen: list[int] = []
+
+    @app.processor(
+        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), Panicking()]
+    )
+    async def proc(events):
+        async for action in events.records():
+            seen.append(action.id)
+            if action.id == 1:
+                break
+
+    ids = await mystream.send(*actions_of(3))
+    async with running(app):
+        await eventually(lambda: 2 in seen)
+    assert seen == [0, 1, 2]
+    assert diary.lines == ["it cleans up after None"]
+    (failed,) = announced.of(PartitionFailed)
+    assert (failed.event_ids, type(failed.error)) == ((ids[1],), Panic)
+
+
 class Slow(Middleware):
     """Takes longer than the function wants to wait, the first time."""
 
@@ -968,6 +1006,49 @@ async def test_a_loop_that_is_left_sends_no_dead_letter(app: App, mystream: Stre
         async with running(app):
             await eventually(lambda: len(seen) == 3)
         assert await letters(redis, dead_letter.sink) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"retries": 3},
+        {"exception_policy": ExceptionPolicy.QUARANTINE},
+        {"exception_policy": ExceptionPolicy.IGNORE},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("how", ["lost", "given up"])
+async def test_a_cancellation_that_becomes_another_error_in_the_function_is_no_failure(
+    app: App, mystream: Stream[Action], how: str, options: dict[str, Any]
+) -> None:
+    """A client, say, that cannot close its connection any more when it is cancelled."""
+    dead_letter = DeadLetterMiddleware(source=mystream)
+    announced = Recorder(app)
+    seen: list[int] = []
+
+    @app.processor(mystream, middleware=[dead_letter], grace_period=0.05 if how == "given up" else 30.0, **options)
+    async def proc(events):
+        async for action in events.records():
+            seen.append(action.id)
+            if len(seen) == 1:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    raise ConnectionError
+
+    await mystream.send(*actions_of(2))
+    async with inspecting(app) as redis:
+        async with running(app) as worker:
+            await eventually(lambda: seen)
+            if how == "lost":
+                (consumer,) = worker.members[0].consumers
+                worker.members[0].fenced(consumer.feed)
+                await eventually(lambda: seen == [0, 0, 1])
+        assert await letters(redis, dead_letter.sink) == []
+        assert await redis.count(mystream, "proc") == (2 if how == "lost" else 0)
+    assert not announced.of(PartitionFailed)
+    assert not announced.of(AttemptFailed)
 
 
 async def test_an_event_that_is_given_up_at_the_stop_has_no_dead_letter(app: App, mystream: Stream[Action]) -> None:

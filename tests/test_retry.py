@@ -263,6 +263,49 @@ async def test_middleware_has_finished_before_the_next_attempt_and_knows_whether
     assert log[:5] == ["in 0", "out Boom() 1 True", "in 0", "out Boom() 2 False", "in 1"]
 
 
+class SlowOnce(Middleware):
+    """Takes longer than the function wants to wait, when an event is tried again."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    async def handler(self, parent, **kwargs):
+        async for x in parent:
+            if kwargs["events"].attempt > 1 and not self.waited:
+                self.waited = True
+                await asyncio.Event().wait()
+            yield x
+
+
+@pytest.mark.parametrize("form", ["records", "events"])
+async def test_an_event_that_is_tried_again_is_not_skipped_by_a_timeout_while_middleware_is_at_work(
+    app_name: str, redis_url: str, form: str
+) -> None:
+    app, stream = app_with(app_name, redis_url)
+    seen: list[tuple[int, int]] = []
+
+    @app.processor(stream, retries=1, backoff=0.01, middleware=[SlowOnce()])
+    async def proc(events):
+        iterator = aiter(events.records() if form == "records" else events)
+        while True:
+            try:
+                async with asyncio.timeout(0.05):
+                    step = await anext(iterator)
+            except TimeoutError:
+                iterator = aiter(events.records() if form == "records" else events)
+            except StopAsyncIteration:
+                return
+            else:
+                seen.append((step.n, events.attempt))
+                if step.n == 0 and events.attempt == 1:
+                    raise Boom
+
+    await stream.send(*steps(0, 3))
+    async with running(app):
+        await eventually(lambda: seen and seen[-1][0] == 2)
+    assert seen == [(0, 1), (0, 2), (1, 1), (2, 1)]
+
+
 async def test_only_the_last_failure_is_forwarded_to_the_dead_letters(app_name: str, redis_url: str) -> None:
     app, stream = app_with(app_name, redis_url)
     announced = Recorder(app)

@@ -236,7 +236,7 @@ class Events(Generic[R]):
 
     def put_back(self) -> None:
         """Hand out first what was handed out last and is not acknowledged."""
-        held, self._held = self._held, None
+        held, self._held, self._taken = self._held, None, None  # it is not taken until the function sees it again
         if isinstance(held, tuple):
             self._feed.entries.extendleft(reversed(held))
         elif held is not None:
@@ -250,7 +250,7 @@ class Events(Generic[R]):
         """Finish all generators of the last run, the outermost first.
 
         Raises:
-            Exception: whatever a finaliser raises; the others have finished all the same.
+            BaseException: whatever a finaliser raises; the others have finished all the same.
         """
         if (self.failure is not None or self.abandoned) and self._watch is not None and self._watch.mark:
             self._watch.fail(self._feed.done, _monotonic(), self._feed.processed)
@@ -265,8 +265,8 @@ class Events(Generic[R]):
 
     def restart(self) -> None:
         """Forget what is handed out and not acknowledged, before the function is started again."""
-        self._held = None
-        self._asked = False
+        self._held = self._taken = None
+        self._asked = self.abandoned = False
         self.failure = None
         self.retrying = False
 
@@ -507,7 +507,9 @@ async def _finish(generators: _Loop) -> None:
             if _cancelled():
                 raise
             error = error or raised  # raised by the finaliser itself
-        except Exception as raised:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as raised:
             error = error or raised
     if error is not None:
         raise error

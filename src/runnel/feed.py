@@ -177,7 +177,7 @@ class Feed:
         Returns:
             False if nothing more is handed out.
         """
-        if self.entries:
+        if self.entries or self.ended:  # who iterates again and again behind the end must not stop the event loop
             await asyncio.sleep(0)
         while not self.ended:
             if self.entries or holding:

@@ -9,6 +9,7 @@ knows whether its operation may be repeated.
 import asyncio
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import hiredis
@@ -398,7 +399,8 @@ class Link:
         """Disconnect. A later call connects again."""
         connection, self._connection, self._exchange, self._client_id = self._connection, None, None, None
         if connection is not None:
-            await connection.disconnect()
+            with suppress(exceptions.RedisError, OSError):  # a peer that does not answer; we are rid of it anyway
+                await connection.disconnect()
 
 
 class Listener:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from structlog.contextvars import bind_contextvars
@@ -165,6 +165,11 @@ class PartitionConsumer:
         return "events that were read are not handed out" if feed.entries else "events are not read"
 
     @property
+    def _abandoned(self) -> bool:
+        """Whether the function was cancelled by us: what it holds is somebody else's, or will be."""
+        return self._given_up or self.state is PartitionState.LOST
+
+    @property
     def processed(self) -> int:
         """How many events were acknowledged under this token."""
         return self._processed_before + self.feed.processed - self._started_at
@@ -189,7 +194,7 @@ class PartitionConsumer:
         self.feed.end()
         self._drain_wanted.set()
         self._woken.set()
-        self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, self._give_up)
+        self._limit(self._give_up)
 
     def lose(self, reason: str) -> None:
         """Stop at once: somebody else may own the partition already."""
@@ -216,6 +221,7 @@ class PartitionConsumer:
         self._rewinding = True
         self.feed.stale = True
         self.feed.end()
+        self._limit(self._insist)
 
     def park(self, *, quarantined: bool) -> bool:
         """Finish the event in progress, commit, and hand out nothing more until :meth:`resume`. True if that is new."""
@@ -227,6 +233,7 @@ class PartitionConsumer:
         self.state = advance(self.state, Step.PARK)
         self._woken.clear()
         self.feed.end()
+        self._limit(self._insist)
         self._owner.reading(self.feed, False)
         return True
 
@@ -310,7 +317,10 @@ class PartitionConsumer:
             self._owner.announce(LossDetected(name, feed.partition, acquired.lost))
         if acquired.replaced:
             self._owner.announce(LogReplaced(name, feed.partition, acquired.offset.decode()))
-        self._told = False
+        self._told = self._rewinding = False  # also for who was parked and resumed meanwhile: this is the position
+        self._given_up = False
+        if self._grace is not None and not self._drain_wanted.is_set():
+            self._grace.cancel()
         self._processed_before = self.processed
         feed.begin(acquired.offset, acquired.count)
         if feed.probed:  # meanwhile
@@ -346,8 +356,10 @@ class PartitionConsumer:
                 failure = await self._call()  # 1, 2
             finally:
                 self._calling = False
-            if self._given_up:
+            if self.state is PartitionState.LOST or (self._given_up and self.state is PartitionState.DRAINING):
                 return
+            if self._given_up:  # for not ending without events: we keep the partition
+                break
             if failure is None and not events.asked and not self.feed.ended:
                 failure = ProcessorReturned(
                     f'The processor "{self._processor.name}" ended without asking for an event. It must iterate over '
@@ -369,21 +381,20 @@ class PartitionConsumer:
         try:
             await self._processor.function(self._events)
         except asyncio.CancelledError as error:
-            self._events.abandoned = self._given_up or self.state is PartitionState.LOST
-            if self.state is PartitionState.LOST:
-                await self._finish_middleware(FINALISERS)
+            if not self._abandoned and self.task.cancelling():
                 raise
-            if self._given_up:
-                self.task.uncancel()
-                await self._finish_middleware(FINALISERS)
-                return None
-            if self.task.cancelling():
-                raise
-            failure = error  # raised by the user's own code
-        except Exception as error:
+            failure = error  # raised by the user's own code, unless it is abandoned
+        except BaseException as error:  # a panic of Rust code, say, or a group with one, is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit) or not self.task.get_loop().is_running():
+                raise  # the process is to end, or does already
             # The end of the events, in code that calls anext() itself, is no failure. None is in progress then.
             at_end = self.feed.ended and not self._events.held
             failure = None if isinstance(error, StopAsyncIteration) and at_end else error
+        if self._abandoned:  # whatever the function has made of its cancellation, its event has not failed
+            self._events.abandoned = True
+            self.task.uncancel()
+            await self._finish_middleware(FINALISERS)
+            return None
         self._events.failure = failure
         self._events.retrying = failure is not None and self._may_retry(failure)
         return await self._finish_middleware(None) or failure
@@ -399,7 +410,9 @@ class PartitionConsumer:
             if self.task.cancelling():
                 raise
             return error  # raised by a finaliser itself
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
             return error
         return None
 
@@ -466,6 +479,19 @@ class PartitionConsumer:
             await self._owner.flush(self.feed)
             await self._owner.quarantine(self.feed, held, failure)
             self._marked_at = time.monotonic()
+
+    def _limit(self, then: Callable[[], None]) -> None:
+        """Let the function, which is handed out nothing more, end within the grace period."""
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = asyncio.get_running_loop().call_later(self._processor.grace_period, then)
+
+    def _insist(self) -> None:
+        """It may take its time to finish an event where we keep the partition, but not to end without one."""
+        if self._calling and self._events.held:
+            self._limit(self._insist)
+        elif self._calling:
+            self._give_up()
 
     def _give_up(self) -> None:
         self._given_up = True

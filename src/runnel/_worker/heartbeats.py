@@ -117,6 +117,7 @@ class Heartbeats:
         self._fail = fail
         self._thread = threading.Thread(target=self._run, name="runnel-heartbeats", daemon=True)
         self._started = threading.Event()
+        self._ended = asyncio.Event()  # for the worker's loop
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -157,12 +158,17 @@ class Heartbeats:
         """Leave all groups, and end the thread."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stopping.set)
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()  # not by a thread of the executor: all of them may be held by handlers
+        self._thread.join()
 
     # On the thread
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        try:
+            asyncio.run(self._main())
+        finally:
+            with suppress(RuntimeError):  # the worker's loop is closed: it was aborted
+                self._worker_loop.call_soon_threadsafe(self._ended.set)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -208,12 +208,18 @@ class Member:
         self._heartbeats.nudge(self.holder)
         for consumer in tuple(self._consumers.values()):
             consumer.drain()
-        while tasks := set().union(*self._ending.values(), (c.task for c in self._consumers.values())):
+        while tasks := self._tasks():
             await asyncio.wait(tasks)
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        """All that run a function, also in partitions that are not ours any more."""
+        return set().union(*self._ending.values(), (consumer.task for consumer in self._consumers.values()))
 
     def abort(self) -> None:
         """Drop everything at once."""
         self.holder.draining = True
+        for task in self._tasks():  # one that was lost before may wait for something since then
+            task.cancel()
         for consumer in tuple(self._consumers.values()):
             consumer.lose("aborted")
 

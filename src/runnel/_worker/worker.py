@@ -21,6 +21,9 @@ from runnel.processors import Processor
 
 __all__ = ["Worker", "select_processors"]
 
+ABORT_TIMEOUT = 2.0
+"""Seconds for what is cancelled by an abort to end."""
+
 
 def select_processors(app: App, names: Sequence[str] | None) -> list[Processor[Any]]:
     """The processors of an app by name; all of them for ``None``.
@@ -89,6 +92,11 @@ class Worker:
     def stopping(self) -> bool:
         """Whether it has been told to stop."""
         return self._stop.is_set()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was told not to wait for anything."""
+        return self._aborted.is_set()
 
     def responds(self, patience: float) -> bool:
         """Whether the thread that keeps the partitions alive does its work. From another thread.
@@ -175,7 +183,9 @@ class Worker:
             background.abort()
             for member in self.members:
                 member.abort()
-        await drain
+            await asyncio.wait([drain], timeout=ABORT_TIMEOUT)
+            drain.cancel()  # what swallows its cancellation is left behind; or it has ended
+        await asyncio.gather(drain, return_exceptions=self._aborted.is_set())
         self._heartbeats = None
         await heartbeats.stop()  # 4
         for member in self.members:

@@ -3,9 +3,11 @@
 import asyncio
 import io
 import json
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +38,9 @@ Processors = Annotated[
     str | None, typer.Option("--processors", help="Names, separated by commas. Default: all of the app.")
 ]
 DEFAULT_HOST = "127.0.0.1"
+ABORT_TIMEOUT = 2.0
+"""Seconds after an abort for the event loop and the interpreter to end in good order."""
+
 PRIVATE = "--private-server"
 """What `runnel dev` says to a worker when it has started the server itself."""
 
@@ -170,6 +175,8 @@ async def _work(app: App, way: Way) -> int:
     burst = asyncio.create_task(_burst(this)) if way.burst else None
     tune_collector()
     status = await this.run()
+    if this.aborted:
+        _end_soon(status)
     if health is not None:
         await health.stop()
     if burst is not None:
@@ -207,6 +214,20 @@ def _heed_signals(this: Worker) -> None:
 
     for one in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(one, on_signal, one)
+
+
+def _end_soon(status: int) -> None:
+    """After an abort, do not let a function that swallows its cancellation, or blocks a thread, hold up the process."""
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
+                stream.flush()
+        os._exit(status)
+
+    timer = threading.Timer(ABORT_TIMEOUT, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _burst(this: Worker) -> dict[str, Backlog]:

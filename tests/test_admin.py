@@ -13,12 +13,14 @@ from runnel._core.slow import SlowEvents
 from runnel.admin import (
     Shift,
     apply_reset,
+    begin_migration,
     delete_processor,
     examine,
     list_dead_letters,
     list_quarantines,
     pause_processor,
     plan_deletion,
+    plan_migration,
     plan_purge,
     plan_replay,
     plan_reset,
@@ -30,8 +32,8 @@ from runnel.admin import (
     status_of,
 )
 from runnel.admin import quarantine as quarantine_module
-from runnel.errors import NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
-from runnel.instruments import LogReplaced, PartitionsPaused, PartitionsResumed
+from runnel.errors import MigrationConflict, NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
+from runnel.instruments import GenerationBegun, LogReplaced, PartitionsPaused, PartitionsResumed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.everywhere]
 
@@ -255,6 +257,28 @@ async def test_positions_are_moved_by_time_by_duration_and_by_number(app_name: s
         await planned("soon")
     with pytest.raises(NoSuchPlace, match="but not 9"):
         await plan_reset(shop.app, "proc", "0", [9])
+
+
+async def test_a_reset_that_was_planned_in_another_generation_is_refused_and_changes_nothing(
+    app_name: str, redis_url: str
+) -> None:
+    shop = Shop(app_name, redis_url)
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(shop.idle)
+        planned = await plan_reset(shop.app, "proc", "earliest")
+        assert {item.generation for item in planned} == {0}
+        await begin_migration(
+            shop.app, shop.steps, await plan_migration(shop.app, shop.steps, partition_count=2 * PARTITIONS)
+        )
+        await eventually(lambda: shop.announced.of(GenerationBegun))
+    async with inspecting(shop.app) as redis:
+        for partition in range(PARTITIONS):
+            await eventually(lambda partition=partition: redis.position(shop.steps, "proc", partition))
+        before = [await redis.position(shop.steps, "proc", partition) for partition in range(2 * PARTITIONS)]
+        with pytest.raises(MigrationConflict, match="has gone on to its generation 1 since this was planned"):
+            await apply_reset(shop.app, "proc", planned)
+        assert [await redis.position(shop.steps, "proc", partition) for partition in range(2 * PARTITIONS)] == before
 
 
 async def test_places_in_a_stream_are_read_as_people_write_them() -> None:

@@ -488,7 +488,85 @@ async def test_a_skip_that_is_interrupted_is_done_by_the_next_one(
     assert len(await list_dead_letters(shop.app, shop.steps)) == 1
 
 
+async def test_a_skip_that_comes_too_late_makes_no_dead_letter_of_what_is_processed(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    shop.bad.add((0, 0))
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(lambda: list_quarantines(shop.app))
+        read = quarantine_module._events
+
+        async def overtaken(*arguments: Any) -> Any:
+            events = await read(*arguments)
+            shop.bad.clear()
+            await retry_quarantine(shop.app, "proc", [0])
+            await eventually(lambda: shop.of(0) == [0, 1])
+            return events
+
+        monkeypatch.setattr(quarantine_module, "_events", overtaken)
+        with pytest.raises(NotQuarantined, match='"proc" in partition 0 has ended meanwhile'):
+            await skip_quarantine(shop.app, "proc", [0])
+    assert await list_dead_letters(shop.app, shop.steps) == []
+
+
+async def test_who_ends_a_quarantine_that_has_ended_is_told(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    shop.bad.add((0, 0))
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(lambda: list_quarantines(shop.app))
+        lift = quarantine_module._lift
+
+        async def overtaken(*arguments: Any) -> bool:
+            shop.bad = {(0, 1)}
+            assert await lift(*arguments)
+            await eventually(lambda: list_quarantines(shop.app))
+            return await lift(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(quarantine_module, "_lift", overtaken)
+            with pytest.raises(NotQuarantined, match='"proc" in partition 0 has ended meanwhile'):
+                await retry_quarantine(shop.app, "proc", [0])
+        move = quarantine_module._move_behind
+
+        async def retried(*arguments: Any) -> None:
+            await move(*arguments)
+            await retry_quarantine(shop.app, "proc", [0])
+
+        monkeypatch.setattr(quarantine_module, "_move_behind", retried)
+        (skipped,) = await skip_quarantine(shop.app, "proc", [0])
+        assert not skipped.lifted
+        await eventually(shop.idle)
+    assert shop.of(0) == [0]
+
+
 # Dead letters
+
+
+async def test_what_is_skipped_of_dead_letters_goes_to_dead_letters_of_their_own(app_name: str, redis_url: str) -> None:
+    shop = Shop(app_name, redis_url, exception_policy=ExceptionPolicy.IGNORE)
+    sink = shop.app.stream("steps.dead", record=Step, partition_by="key", hasher=lambda key: key)
+    buried: list[int] = []
+
+    @shop.app.processor(sink, exception_policy=ExceptionPolicy.QUARANTINE)
+    async def undertaker(events):
+        async for step in events.records():
+            if step.n == 0:
+                raise ValueError("not dead enough")
+            buried.append(step.n)
+
+    await sink.send(Step(key=0, n=0), Step(key=0, n=1))
+    async with running(shop.app, ["undertaker"]):
+        await eventually(lambda: list_quarantines(shop.app))
+        (skipped,) = await skip_quarantine(shop.app, "undertaker", [0])
+        assert skipped.sink == "steps.dead.dead"
+        await eventually(lambda: buried == [1])
+        (undertaken,) = [one for one in (await status_of(shop.app)).processors if one.name == "undertaker"]
+        assert undertaken.partitions[0].processed + undertaken.lag == 2, "nothing came back"
 
 
 async def dead(shop: Shop) -> None:

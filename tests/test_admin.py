@@ -664,6 +664,60 @@ async def test_a_processor_is_deleted_only_when_nobody_runs_it(app_name: str, re
         await eventually(lambda: len(shop.seen) == 3 * PARTITIONS)
 
 
+async def test_of_a_processor_that_was_moved_to_another_stream_what_is_left_behind_is_deleted(
+    app_name: str, redis_url: str
+) -> None:
+    former = Shop(app_name, redis_url)
+    await former.send(1)
+    async with running(former.app):
+        await eventually(former.idle)
+    app = App(name=app_name, redis_url=redis_url, partition_count=PARTITIONS, heartbeat_interval=0.05)
+    former.steps = app.stream("steps", record=Step, partition_by="key", hasher=former.steps.options.hasher)
+    moved = app.stream("moved", record=Step, partition_by="key")
+    seen: list[int] = []
+
+    @app.processor(moved)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+
+    async with app, running(app) as worker:
+        await moved.send(Step(key=0, n=0))
+        await eventually(lambda: seen == [0])
+        found = await plan_deletion(app, "proc")
+        assert (found.stream, found.declared, found.workers) == ("steps", False, ())
+        await delete_processor(app, found)
+        async with inspecting(app) as redis:
+            await nothing_is_left(redis, former)
+        found = await plan_deletion(app, "proc")
+        assert (found.stream, found.declared, found.workers) == ("moved", True, (worker.name,))
+
+
+@pytest.mark.parametrize("step", ["forget_processor", "scripts.forget_positions"])
+async def test_a_deletion_that_is_interrupted_is_done_by_the_next_one(
+    app_name: str, redis_url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    await shop.send(1)
+    async with running(shop.app):
+        await begin_migration(shop.app, shop.steps, await plan_migration(shop.app, shop.steps, partition_count=2))
+        await eventually(lambda: shop.announced.of(GenerationBegun))
+        await eventually(shop.idle)
+
+    async def killed(*_: Any) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"runnel.admin.deletion.{step}", killed)
+        with pytest.raises(KeyError):
+            await delete_processor(shop.app, await plan_deletion(shop.app, "proc"))
+    await delete_processor(shop.app, await plan_deletion(shop.app, "proc"))
+    async with inspecting(shop.app) as redis:
+        await nothing_is_left(redis, shop)
+        metadata = shop.steps.keys.metadata
+        assert await redis.link.at(metadata).call("HGET", metadata, "at:proc") is None
+
+
 async def nothing_is_left(redis: Inspector, shop: Shop) -> None:
     name = shop.app.name
     keys = await redis.link.call("KEYS", f"runnel:{{{name}/steps/proc}}*")

@@ -13,12 +13,14 @@ from runnel._core.slow import SlowEvents
 from runnel.admin import (
     Shift,
     apply_reset,
+    begin_migration,
     delete_processor,
     examine,
     list_dead_letters,
     list_quarantines,
     pause_processor,
     plan_deletion,
+    plan_migration,
     plan_purge,
     plan_replay,
     plan_reset,
@@ -30,8 +32,8 @@ from runnel.admin import (
     status_of,
 )
 from runnel.admin import quarantine as quarantine_module
-from runnel.errors import NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
-from runnel.instruments import LogReplaced, PartitionsPaused, PartitionsResumed
+from runnel.errors import MigrationConflict, NoSuchPlace, NotQuarantined, ProcessorInUse, RunnelError, UnknownProcessor
+from runnel.instruments import GenerationBegun, LogReplaced, PartitionsPaused, PartitionsResumed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.everywhere]
 
@@ -257,6 +259,28 @@ async def test_positions_are_moved_by_time_by_duration_and_by_number(app_name: s
         await plan_reset(shop.app, "proc", "0", [9])
 
 
+async def test_a_reset_that_was_planned_in_another_generation_is_refused_and_changes_nothing(
+    app_name: str, redis_url: str
+) -> None:
+    shop = Shop(app_name, redis_url)
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(shop.idle)
+        planned = await plan_reset(shop.app, "proc", "earliest")
+        assert {item.generation for item in planned} == {0}
+        await begin_migration(
+            shop.app, shop.steps, await plan_migration(shop.app, shop.steps, partition_count=2 * PARTITIONS)
+        )
+        await eventually(lambda: shop.announced.of(GenerationBegun))
+    async with inspecting(shop.app) as redis:
+        for partition in range(PARTITIONS):
+            await eventually(lambda partition=partition: redis.position(shop.steps, "proc", partition))
+        before = [await redis.position(shop.steps, "proc", partition) for partition in range(2 * PARTITIONS)]
+        with pytest.raises(MigrationConflict, match="has gone on to its generation 1 since this was planned"):
+            await apply_reset(shop.app, "proc", planned)
+        assert [await redis.position(shop.steps, "proc", partition) for partition in range(2 * PARTITIONS)] == before
+
+
 async def test_places_in_a_stream_are_read_as_people_write_them() -> None:
     now = 1_700_000_000.0
     assert point("latest", now) is None
@@ -464,7 +488,85 @@ async def test_a_skip_that_is_interrupted_is_done_by_the_next_one(
     assert len(await list_dead_letters(shop.app, shop.steps)) == 1
 
 
+async def test_a_skip_that_comes_too_late_makes_no_dead_letter_of_what_is_processed(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    shop.bad.add((0, 0))
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(lambda: list_quarantines(shop.app))
+        read = quarantine_module._events
+
+        async def overtaken(*arguments: Any) -> Any:
+            events = await read(*arguments)
+            shop.bad.clear()
+            await retry_quarantine(shop.app, "proc", [0])
+            await eventually(lambda: shop.of(0) == [0, 1])
+            return events
+
+        monkeypatch.setattr(quarantine_module, "_events", overtaken)
+        with pytest.raises(NotQuarantined, match='"proc" in partition 0 has ended meanwhile'):
+            await skip_quarantine(shop.app, "proc", [0])
+    assert await list_dead_letters(shop.app, shop.steps) == []
+
+
+async def test_who_ends_a_quarantine_that_has_ended_is_told(
+    app_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    shop.bad.add((0, 0))
+    await shop.send(2)
+    async with running(shop.app):
+        await eventually(lambda: list_quarantines(shop.app))
+        lift = quarantine_module._lift
+
+        async def overtaken(*arguments: Any) -> bool:
+            shop.bad = {(0, 1)}
+            assert await lift(*arguments)
+            await eventually(lambda: list_quarantines(shop.app))
+            return await lift(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(quarantine_module, "_lift", overtaken)
+            with pytest.raises(NotQuarantined, match='"proc" in partition 0 has ended meanwhile'):
+                await retry_quarantine(shop.app, "proc", [0])
+        move = quarantine_module._move_behind
+
+        async def retried(*arguments: Any) -> None:
+            await move(*arguments)
+            await retry_quarantine(shop.app, "proc", [0])
+
+        monkeypatch.setattr(quarantine_module, "_move_behind", retried)
+        (skipped,) = await skip_quarantine(shop.app, "proc", [0])
+        assert not skipped.lifted
+        await eventually(shop.idle)
+    assert shop.of(0) == [0]
+
+
 # Dead letters
+
+
+async def test_what_is_skipped_of_dead_letters_goes_to_dead_letters_of_their_own(app_name: str, redis_url: str) -> None:
+    shop = Shop(app_name, redis_url, exception_policy=ExceptionPolicy.IGNORE)
+    sink = shop.app.stream("steps.dead", record=Step, partition_by="key", hasher=lambda key: key)
+    buried: list[int] = []
+
+    @shop.app.processor(sink, exception_policy=ExceptionPolicy.QUARANTINE)
+    async def undertaker(events):
+        async for step in events.records():
+            if step.n == 0:
+                raise ValueError("not dead enough")
+            buried.append(step.n)
+
+    await sink.send(Step(key=0, n=0), Step(key=0, n=1))
+    async with running(shop.app, ["undertaker"]):
+        await eventually(lambda: list_quarantines(shop.app))
+        (skipped,) = await skip_quarantine(shop.app, "undertaker", [0])
+        assert skipped.sink == "steps.dead.dead"
+        await eventually(lambda: buried == [1])
+        (undertaken,) = [one for one in (await status_of(shop.app)).processors if one.name == "undertaker"]
+        assert undertaken.partitions[0].processed + undertaken.lag == 2, "nothing came back"
 
 
 async def dead(shop: Shop) -> None:
@@ -560,6 +662,60 @@ async def test_a_processor_is_deleted_only_when_nobody_runs_it(app_name: str, re
     shop.seen.clear()
     async with running(shop.app):
         await eventually(lambda: len(shop.seen) == 3 * PARTITIONS)
+
+
+async def test_of_a_processor_that_was_moved_to_another_stream_what_is_left_behind_is_deleted(
+    app_name: str, redis_url: str
+) -> None:
+    former = Shop(app_name, redis_url)
+    await former.send(1)
+    async with running(former.app):
+        await eventually(former.idle)
+    app = App(name=app_name, redis_url=redis_url, partition_count=PARTITIONS, heartbeat_interval=0.05)
+    former.steps = app.stream("steps", record=Step, partition_by="key", hasher=former.steps.options.hasher)
+    moved = app.stream("moved", record=Step, partition_by="key")
+    seen: list[int] = []
+
+    @app.processor(moved)
+    async def proc(events):
+        async for step in events.records():
+            seen.append(step.n)
+
+    async with app, running(app) as worker:
+        await moved.send(Step(key=0, n=0))
+        await eventually(lambda: seen == [0])
+        found = await plan_deletion(app, "proc")
+        assert (found.stream, found.declared, found.workers) == ("steps", False, ())
+        await delete_processor(app, found)
+        async with inspecting(app) as redis:
+            await nothing_is_left(redis, former)
+        found = await plan_deletion(app, "proc")
+        assert (found.stream, found.declared, found.workers) == ("moved", True, (worker.name,))
+
+
+@pytest.mark.parametrize("step", ["forget_processor", "scripts.forget_positions"])
+async def test_a_deletion_that_is_interrupted_is_done_by_the_next_one(
+    app_name: str, redis_url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(app_name, redis_url)
+    await shop.send(1)
+    async with running(shop.app):
+        await begin_migration(shop.app, shop.steps, await plan_migration(shop.app, shop.steps, partition_count=2))
+        await eventually(lambda: shop.announced.of(GenerationBegun))
+        await eventually(shop.idle)
+
+    async def killed(*_: Any) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"runnel.admin.deletion.{step}", killed)
+        with pytest.raises(KeyError):
+            await delete_processor(shop.app, await plan_deletion(shop.app, "proc"))
+    await delete_processor(shop.app, await plan_deletion(shop.app, "proc"))
+    async with inspecting(shop.app) as redis:
+        await nothing_is_left(redis, shop)
+        metadata = shop.steps.keys.metadata
+        assert await redis.link.at(metadata).call("HGET", metadata, "at:proc") is None
 
 
 async def nothing_is_left(redis: Inspector, shop: Shop) -> None:

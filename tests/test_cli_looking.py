@@ -263,6 +263,21 @@ def test_an_entry_that_is_no_record_is_shown_as_it_is(scene: Scene) -> None:
     assert found["error"]
 
 
+def test_numbers_of_records_are_shown_as_they_were_sent(scene: Scene) -> None:
+    scene.project.write(
+        places="import os\nfrom runnel import App, Record\n\n\n"
+        "class Place(Record):\n    name: str\n    at: list[float]\n\n\n"
+        'app = App(name=os.environ["TEST_APP"])\n'
+        'places = app.stream("places.dead", record=Place, partition_by="name", partition_count=1)\n'
+    )
+    place = '{"name": "here", "at": [52.520008, 0.0004, NaN, -Infinity]}'
+    assert scene.project.run("send", "places:places", place).returncode == 0
+    shown = scene.project.run("tail", "places:places", "--json")
+    assert data(shown)["record"]["at"] == [52.520008, 0.0004, "NaN", "-Infinity"]
+    (letter,) = data(scene.project.run("dead", "list", "places:places", "--json"))
+    assert letter["event"]["record"] == data(shown)["record"]
+
+
 # Terminals
 
 

@@ -180,7 +180,15 @@ def test_a_running_worker_takes_a_reset_over_and_processes_nothing_of_what_it_ha
     scene.ends("moving", 0, partition=1)
     reset = ("processor", "reset", "steps:moving", "--partition", "0", "--start", ids[3])
     (planned,) = scene.data(*reset)
-    assert planned == {"partition": 0, "position": "0-0", "offset": ids[2], "count": 3, "lag": 5, "new_lag": 2}
+    assert planned == {
+        "partition": 0,
+        "position": "0-0",
+        "offset": ids[2],
+        "count": 3,
+        "lag": 5,
+        "new_lag": 2,
+        "generation": 0,
+    }
     assert scene.does(*reset).stderr.startswith("Nothing was changed. Add --execute to do it: 2 events")
     done = scene.does(*reset, "--execute")
     assert done.stderr == 'Done: "moving" goes on from there, with 2 events to process.\n'

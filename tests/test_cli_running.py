@@ -6,13 +6,14 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from program import Project, environment, until
+from program import PATIENCE, Project, environment, until
 from runnel.server import EmbeddedServer
 from runnel.server.address import free_port
 
@@ -377,6 +378,33 @@ def test_a_file_that_is_interrupted_was_sent_up_to_a_line(project: Project) -> N
     sent, through, perhaps = (int(number or 0) for number in said.groups())
     assert sent == through
     assert sent <= project.waiting("printer") <= max(sent, perhaps)
+
+
+def test_what_comes_from_stdin_is_sent_as_it_comes_and_ctrl_c_ends_the_waiting(project: Project) -> None:
+    sending = subprocess.Popen(
+        [sys.executable, "-m", "runnel", "sendmany", "shop:orders", "-"],
+        cwd=project.directory,
+        env=project.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert sending.stdin is not None
+        sending.stdin.write(b'{"order_id": 1}\n')
+        sending.stdin.flush()
+        until(lambda: project.waiting("printer") == 1)
+        for part in (b'{"order_id": 2, "note": "gr\xc3', b'\xb6\xc3\x9fe"}\r\n'):  # parted within a character
+            sending.stdin.write(part)
+            sending.stdin.flush()
+        until(lambda: project.waiting("printer") == 2)
+        sending.send_signal(signal.SIGINT)
+        assert sending.wait(PATIENCE) == 130
+        assert sending.stderr is not None
+        assert sending.stderr.read().startswith(b"Not finished: ")
+    finally:
+        sending.kill()
+        sending.communicate()
+    assert "größe" in project.run("tail", "shop:orders", "-n", "1").stdout
 
 
 # dev

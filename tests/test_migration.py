@@ -25,9 +25,10 @@ from runnel.admin import (
     purge_generations,
     resume_processor,
     status_of,
+    tail_of,
     watch_migration,
 )
-from runnel.errors import MetadataMismatch, MigrationConflict, RedisUnavailable, StreamFull, UnusedStream
+from runnel.errors import MetadataMismatch, MigrationConflict, NoSuchPlace, RedisUnavailable, StreamFull, UnusedStream
 from runnel.instruments import (
     GenerationBegun,
     LogReplaced,
@@ -132,6 +133,49 @@ async def test_a_burst_waits_for_every_generation(flow: Flow) -> None:
             assert flow.complete()
             assert (backlog.events, backlog.paused) == (0, 0)
     flow.check()
+
+
+@pytest.mark.everywhere
+async def test_who_follows_a_stream_goes_over_with_it_and_sees_every_key_in_order(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runnel.admin.tail.BLOCK", 0.05)
+
+    async def follow() -> None:
+        async with aclosing(tail_of(flow.app, flow.steps, number=None, follow=True)) as events:
+            async for event in events:
+                flow.seen[event.record.key].append(event.record.number)
+
+    async with flow.app:
+        await flow.send()
+        following = asyncio.create_task(follow())
+        try:
+            await eventually(flow.complete)
+            for partition_count in (7, 4):
+                sending = asyncio.create_task(flow.send(50))
+                await asyncio.sleep(0)
+                await flow.migrate(partition_count, slot_groups=2)
+                await sending
+                await flow.send()
+                await eventually(flow.complete)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        assert flow.steps.generation.number == 2
+    flow.check()
+
+
+async def test_who_follows_a_partition_is_told_when_there_is_none_of_that_number_any_more(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runnel.admin.tail.BLOCK", 0.05)
+    async with flow.app:
+        await flow.send()
+        events = tail_of(flow.app, flow.steps, number=1, partitions=[3], follow=True)
+        await anext(events)
+        await flow.migrate(2)
+        with pytest.raises(NoSuchPlace, match="but not 3"):
+            await anext(events)
 
 
 @pytest.mark.everywhere

@@ -160,14 +160,14 @@ def sinks(app: App, stream: Stream[Any], processor: Processor[Any] | None = None
     Arguments:
         app: the app.
         stream: whose events failed; if it is itself where dead letters go, that is the answer.
-        processor: of this one only.
+        processor: where those of this one go; never to the stream itself, also if that has dead letters.
     """
     chosen = app.processors.values() if processor is None else [processor]
     every = [m for one in chosen for m in one.middleware if isinstance(m, DeadLetterMiddleware)]
-    if stream.name.endswith(".dead") or any(m.sink is stream for m in every):
+    if processor is None and (stream.name.endswith(".dead") or any(m.sink is stream for m in every)):
         return [stream]
     usual = sink_of(stream)
-    found = {m.sink.name: m.sink for m in every if m.source is stream}
+    found = {m.sink.name: m.sink for m in every if m.source is stream is not m.sink}
     return list(found.values()) if processor is not None and found else list({**found, usual.name: usual}.values())
 
 

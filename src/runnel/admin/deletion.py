@@ -1,6 +1,7 @@
 """Forgetting a processor: its positions, its group, and its say in what may be trimmed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from runnel._core.generations import Generations
 from runnel._redis import queries, scripts
@@ -9,6 +10,7 @@ from runnel.admin.access import connected
 from runnel.admin.status import look_at
 from runnel.app import App
 from runnel.errors import ProcessorInUse, UnknownProcessor, did_you_mean
+from runnel.streams import Stream
 
 __all__ = ["Deletion", "delete_processor", "plan_deletion"]
 
@@ -20,7 +22,8 @@ class Deletion:
     Attributes:
         processor: its name.
         stream: what it processes.
-        declared: whether the app has it; if so, and if a worker runs it again, it begins at the first event there is.
+        declared: whether the app has it on that stream; if so, and if a worker runs it again, it begins at the first
+            event there is.
         lag: events that it has not processed.
         workers: those that run it; there must be none.
     """
@@ -38,33 +41,39 @@ async def plan_deletion(app: App, processor: str) -> Deletion:
     Arguments:
         app: the app.
         processor: name of a processor of the app, or of one that is only registered in Redis, on one of its streams.
+            Of one that has been moved to another stream, what is left on a stream where the app does not have it any
+            more comes first.
 
     Raises:
         UnknownProcessor: there is none, or nothing is known of it in Redis.
         RedisUnavailable: Redis cannot be reached.
     """
     async with connected(app) as link:
-        registered: dict[str, str] = {}
+        registered: dict[str, list[Stream[Any]]] = {}
         found: dict[str, Generations] = {}
         for stream in app.streams.values():
             if generations := await stream.check(link):
                 found[stream.name] = generations
                 for one in generations.existing:
-                    names = await queries.registered_processors(link, stream.keys_of(one))
-                    registered |= dict.fromkeys(names, stream.name)
-        declared = processor in app.processors
+                    for name in await queries.registered_processors(link, stream.keys_of(one)):
+                        registered.setdefault(name, []).append(stream)
         if processor not in registered:
-            if declared:
+            if processor in app.processors:
                 raise UnknownProcessor(f'Redis knows nothing of "{processor}": no worker has ever run it.')
             known = [*app.processors, *registered]
             raise UnknownProcessor(
                 f'There is no processor "{processor}", neither in the app "{app.name}" nor registered on one of its '
                 f"streams.{did_you_mean(processor, known)}"
             )
-        stream = app.streams[registered[processor]]
+        stream = min(registered[processor], key=lambda stream: _declares(app, processor, stream))
         state = await look_at(link, stream, processor, found[stream.name])
         workers = tuple(member.name for member in state.members if member.state != "silent")
-        return Deletion(processor, stream.name, declared, state.lag, workers)
+        return Deletion(processor, stream.name, _declares(app, processor, stream), state.lag, workers)
+
+
+def _declares(app: App, processor: str, stream: Stream[Any]) -> bool:
+    """Whether the app has a processor of that name, and on that stream."""
+    return processor in app.processors and app.processors[processor].stream is stream
 
 
 async def delete_processor(app: App, deletion: Deletion) -> None:
@@ -93,9 +102,10 @@ async def delete_processor(app: App, deletion: Deletion) -> None:
                 f'"{deletion.processor}" is run by {", ".join(alive)}. Stop its workers first; one that has crashed '
                 "counts until its session timeout has passed."
             )
+        # The registrations last: as long as there is one, this can be done again.
+        await forget_processor(link, stream.keys, deletion.processor)
         for generation in existing:
             keys = stream.keys_of(generation)
             for slot_group in range(keys.slot_groups):
                 partitions = [p for p in range(generation.partition_count) if keys.slot_group(p) == slot_group]
                 await scripts.forget_positions(link, keys, deletion.processor, slot_group, partitions)
-        await forget_processor(link, stream.keys, deletion.processor)

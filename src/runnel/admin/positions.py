@@ -13,6 +13,7 @@ from runnel._redis.scripts import Look
 from runnel.admin.access import chosen_partitions, connected, generation_of, processor_of
 from runnel.admin.lag import waiting
 from runnel.app import App
+from runnel.errors import MigrationConflict
 
 __all__ = ["Reset", "Shift", "apply_reset", "plan_reset"]
 
@@ -28,6 +29,7 @@ class Reset:
         count: entries of the log up to ``offset``, counted from its first one.
         lag: events that wait now.
         new_lag: events that will wait.
+        generation: of the stream, in which all of this holds.
     """
 
     partition: int
@@ -36,6 +38,7 @@ class Reset:
     count: int
     lag: int
     new_lag: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ async def plan_reset(
                     look.added - new_lag,
                     await waiting(link, keys, partition, look),
                     new_lag,
+                    generation.number,
                 )
             )
         return resets
@@ -113,11 +117,18 @@ async def apply_reset(app: App, processor: str, resets: Sequence[Reset]) -> None
 
     Raises:
         UnknownProcessor: the app has none of that name.
+        MigrationConflict: the processor has gone on to partitions of another generation since; nothing was changed.
         RedisUnavailable: Redis cannot be reached. Repeat it: it can be done twice.
     """
     stream = processor_of(app, processor).stream
     async with connected(app) as link:
-        keys = stream.keys_of(await generation_of(link, stream, processor))
+        generation = await generation_of(link, stream, processor)
+        if any(reset.generation != generation.number for reset in resets):
+            raise MigrationConflict(
+                f'"{stream.name}" was divided anew, and "{processor}" has gone on to its generation '
+                f"{generation.number} since this was planned. Nothing was changed. Plan it again."
+            )
+        keys = stream.keys_of(generation)
         for reset in resets:
             await scripts.reset(link, keys, processor, reset.partition, reset.offset.encode(), reset.count)
         await queries.publish(link, keys.control(processor), queries.MOVED)

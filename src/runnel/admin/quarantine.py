@@ -57,12 +57,15 @@ class Skipped:
         sink: name of the stream where the dead letters are.
         events: ids of the events that are dead letters there now.
         missing: ids of those that had been removed from the log, so that nothing of them is left.
+        lifted: whether this has ended the quarantine. If not, it had ended meanwhile: the events are dead letters, and
+            may have been processed as well.
     """
 
     partition: int
     sink: str
     events: tuple[str, ...]
     missing: tuple[str, ...]
+    lifted: bool
 
 
 async def list_quarantines(
@@ -112,20 +115,25 @@ async def retry_quarantine(app: App, processor: str, partitions: Sequence[int] |
 
     Raises:
         UnknownProcessor: the app has none of that name.
-        NotQuarantined: one of the partitions is not.
+        NotQuarantined: one of the partitions is not, or not any more. The others are tried again in the latter case.
         RedisUnavailable: Redis cannot be reached. Repeat it.
     """
     chosen = processor_of(app, processor)
     async with connected(app) as link:
         found = await _quarantines(link, chosen, partitions)
         _all_there(chosen, found, partitions)
-        return [one for one in found if await _lift(link, chosen, one)]
+        retried = [one for one in found if await _lift(link, chosen, one)]
+        for one in found:
+            if partitions is not None and one not in retried:
+                raise _ended(one)
+        return retried
 
 
 async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -> list[Skipped]:
     """Move the failed events to the dead letters, and let the workers go on behind them.
 
-    1. Send them to the dead letters; once, however often this is repeated.
+    1. Send them to the dead letters, if the quarantine still is the same: if its owner has stopped, or somebody retries
+       them, they may be processed at this moment. Once, however often this is repeated.
     2. Move the position behind them, if it still is in front of them.
     3. End the quarantine, if it still is the same.
 
@@ -141,7 +149,7 @@ async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -
 
     Raises:
         UnknownProcessor: the app has none of that name.
-        NotQuarantined: one of the partitions is not, or failed before it had taken an event.
+        NotQuarantined: one of the partitions is not, or not any more, or failed before it had taken an event.
         StreamFull: the dead letters have no room.
         RedisUnavailable: Redis cannot be reached. Repeat it.
     """
@@ -160,12 +168,15 @@ async def skip_quarantine(app: App, processor: str, partitions: Sequence[int]) -
             events = await _events(link, chosen, one)
             sink = sinks(app, chosen.stream, chosen)[0]
             for event in events:
+                if not await _stands(link, chosen, one):
+                    raise _ended(one)
                 async with patience_for(sink):
                     await forward(sink, event, processor, one.error)  # 1
             await _move_behind(link, chosen, one)  # 2
-            await _lift(link, chosen, one)  # 3
+            lifted = await _lift(link, chosen, one)  # 3
             there = tuple(event.id for event in events)
-            skipped.append(Skipped(one.partition, sink.name, there, tuple(e for e in one.events if e not in there)))
+            missing = tuple(event for event in one.events if event not in there)
+            skipped.append(Skipped(one.partition, sink.name, there, missing, lifted))
     return skipped
 
 
@@ -206,6 +217,14 @@ def _all_there(processor: Processor[Any], found: Sequence[Quarantine], partition
         )
 
 
+def _ended(quarantine: Quarantine) -> NotQuarantined:
+    return NotQuarantined(
+        f'The quarantine of "{quarantine.processor}" in partition {quarantine.partition} has ended meanwhile: its '
+        "worker has stopped, or somebody has retried or skipped it. `runnel quarantine list` shows whether it has "
+        "failed anew."
+    )
+
+
 async def _events(link: Link, processor: Processor[Any], quarantine: Quarantine) -> list[Event[Any]]:
     stream, wanted = processor.stream, {event.encode() for event in quarantine.events}
     if not wanted:
@@ -232,6 +251,13 @@ async def _move_behind(link: Link, processor: Processor[Any], quarantine: Quaran
         return
     done = await scripts.count_entries(link, keys, partition, look.offset, last)
     await scripts.reset(link, keys, processor.name, partition, last, look.count + done, expected=look.offset)
+
+
+async def _stands(link: Link, processor: Processor[Any], quarantine: Quarantine) -> bool:
+    """Whether a quarantine has not ended, and the partition has not failed anew."""
+    keys = processor.stream.keys_of(await generation_of(link, processor.stream, processor.name))
+    group = await group_state(link, keys.control(processor.name))
+    return group.quarantined.get(quarantine.partition) == quarantine.mark
 
 
 async def _lift(link: Link, processor: Processor[Any], quarantine: Quarantine) -> bool:

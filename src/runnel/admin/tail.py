@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-from runnel._core.entry_ids import parse
+from runnel._core.entry_ids import BEGINNING, parse
+from runnel._core.generations import Generation
 from runnel._core.points import point
 from runnel._core.routing import canonical_bytes
 from runnel._redis import queries
+from runnel._redis.generations import generations_of
 from runnel._redis.groups import server_time
 from runnel._redis.link import REPLY_TIMEOUT, Endpoint, Link
 from runnel._redis.patience import patiently
@@ -22,7 +24,7 @@ FIRST_USE = 0.5
 """Seconds between two looks at whether a stream is used yet."""
 
 BLOCK = 2.0
-"""Seconds for which the server waits for something new."""
+"""Seconds for which the server waits for something new. If nothing comes, the stream may have been divided anew."""
 
 
 async def tail_of(
@@ -44,11 +46,11 @@ async def tail_of(
         start: where to begin: ``earliest``, ``latest``, an id, a time, or a duration before now such as ``-5m``.
         partitions: their numbers; ``None`` for all.
         key: only events with this key, in its canonical text.
-        follow: go on with what is sent from now on, for ever, in the order of arrival. An outage is waited for, and
-            announced by ``app.instruments``.
+        follow: go on with what is sent from now on, for ever, in the order of arrival, also when the stream is divided
+            anew. An outage is waited for, and announced by ``app.instruments``.
 
     Raises:
-        NoSuchPlace: ``start`` is no place in a stream, or a partition does not exist.
+        NoSuchPlace: ``start`` is no place in a stream, or a partition does not exist, or not any more.
         MetadataMismatch: the stream is stored with other properties.
         RedisUnavailable: Redis cannot be reached, and nothing is followed yet.
     """
@@ -59,10 +61,10 @@ async def tail_of(
             while follow and not await stream.check(link):  # noqa: ASYNC110  whoever uses it first cannot tell us
                 await asyncio.sleep(FIRST_USE)
             begin, number = b"-", None if start is None else number  # all of it is new
-        chosen = chosen_partitions(stream, partitions)
+        generation = stream.generation
         cursors = {}
-        for partition in chosen:
-            state = await queries.log_state(link, stream.keys, partition)
+        for partition in chosen_partitions(stream, partitions, generation):
+            state = await queries.log_state(link, stream.keys_of(generation), partition)
             cursors[partition] = b"0-0" if state is None else state.last
         if begin is not None and (start is not None or number is None):
             shown = 0
@@ -75,7 +77,7 @@ async def tail_of(
             for event in await _last(link, stream, cursors, number, key):
                 yield event
         if follow:
-            async for event in _arriving(app, link.endpoint, stream, cursors, key):
+            async for event in _arriving(app, link.endpoint, stream, generation, cursors, partitions, key):
                 yield event
 
 
@@ -136,45 +138,74 @@ async def _last(
 
 
 async def _arriving(
-    app: App, endpoint: Endpoint, stream: Stream[Any], cursors: dict[int, bytes], key: str | None
+    app: App,
+    endpoint: Endpoint,
+    stream: Stream[Any],
+    generation: Generation,
+    cursors: dict[int, bytes],
+    partitions: Sequence[int] | None,
+    key: str | None,
 ) -> AsyncIterator[Event[Any]]:
-    """What comes, as it comes: one blocking read per slot group, each on a link of its own."""
-    arrived: asyncio.Queue[list[Event[Any]]] = asyncio.Queue(maxsize=1)
-    by_group: dict[int, dict[int, bytes]] = {}
-    for partition, cursor in cursors.items():
-        by_group.setdefault(stream.keys.slot_group(partition), {})[partition] = cursor
-    readers = [asyncio.create_task(_read_on(app, endpoint, stream, group, arrived)) for group in by_group.values()]
-    try:
-        while True:
-            for event in await arrived.get():
-                if key is None or key_of(stream, event) == key:
-                    yield event
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+    """What comes, as it comes: one blocking read per slot group, each on a link of its own.
+
+    When the stream is divided anew, everything in one generation comes before what is in the next one.
+    """
+    while True:
+        arrived: asyncio.Queue[list[Event[Any]]] = asyncio.Queue(maxsize=1)
+        keys = stream.keys_of(generation)
+        by_group: dict[int, dict[int, bytes]] = {}
+        for partition, cursor in cursors.items():
+            by_group.setdefault(keys.slot_group(partition), {})[partition] = cursor
+        readers = [
+            asyncio.create_task(_read_on(app, endpoint, stream, generation, group, arrived))
+            for group in by_group.values()
+        ]
+        try:
+            left = len(readers)
+            while left:
+                events = await arrived.get()
+                left -= not events
+                for event in events:
+                    if key is None or key_of(stream, event) == key:
+                        yield event
+            generation, *_ = await asyncio.gather(*readers)
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+        cursors = dict.fromkeys(chosen_partitions(stream, partitions, generation), BEGINNING)
 
 
 async def _read_on(
     app: App,
     endpoint: Endpoint,
     stream: Stream[Any],
+    generation: Generation,
     cursors: dict[int, bytes],
     arrived: asyncio.Queue[list[Event[Any]]],
-) -> None:
-    """Read what comes behind the cursors, which are in one slot group, for ever."""
-    partitions = {stream.keys.log(partition).encode(): partition for partition in cursors}
+) -> Generation:
+    """Read what comes behind the cursors, which are in one slot group, for as long as something may come there.
+
+    Ends with an empty list, and returns the generation that comes next.
+    """
+    keys = stream.keys_of(generation)
+    partitions = {keys.log(partition).encode(): partition for partition in cursors}
+    following: Generation | None = None
     link = endpoint.link()
 
     async def read() -> Any:
         return await queries.read(
             link,
-            [stream.keys.log(partition) for partition in cursors],
+            [keys.log(partition) for partition in cursors],
             list(cursors.values()),
             count=queries.AT_ONCE,
-            block=int(BLOCK * 1000),
+            block=int(BLOCK * 1000) if following is None else None,
             timeout=REPLY_TIMEOUT + BLOCK,
         )
+
+    async def look() -> Generation | None:
+        generations = await generations_of(link, keys)
+        return None if generations is None else generations.after(generation)
 
     try:
         while True:
@@ -185,5 +216,11 @@ async def _read_on(
                 events += [Event(stream.name, partition, entry, stream.codec) for entry in entries]
             if events:
                 await arrived.put(sorted(events, key=lambda event: parse(event.id)))
+            elif following is None:
+                # If there is one, this is sealed, but something may have come between the read and the look.
+                following = await patiently("tail", look, app.instruments)
+            else:
+                await arrived.put([])
+                return following
     finally:
         await link.close()

@@ -23,6 +23,7 @@ from runnel.cli.terminal import (
     number,
     output,
     reporting,
+    rounded,
     run,
     show_json,
     show_table,
@@ -54,7 +55,7 @@ def status(target: AppTarget = None, watch: Watch = False, as_json: AsJSON = Fal
 
     def show(found: Status) -> None:
         if as_json:
-            show_json(_status_data(found), lines=watch)
+            show_json(rounded(_status_data(found)), lines=watch)
         else:
             _show_status(found)
 
@@ -81,7 +82,7 @@ def lag(
 
     def show(found: Status) -> None:
         if as_json:
-            show_json([_processor_data(processor) for processor in found.processors], lines=watch)
+            show_json(rounded([_processor_data(processor) for processor in found.processors]), lines=watch)
         else:
             _show_lag(found)
 
@@ -185,9 +186,9 @@ def event_text(event: Event[Any], *, headers: bool = True) -> str:
 
 
 def event_data(stream: Stream[Any], event: Event[Any]) -> dict[str, Any]:
-    """An event for programs."""
+    """An event for programs. NaN and infinities, which JSON does not have, are strings, as pydantic reads them."""
     try:
-        record = json.loads(event.record.model_dump_json())
+        record = json.loads(event.record.model_dump_json(), parse_constant=str)
         error = None
     except DecodeError as raised:
         record, error = None, str(raised)

@@ -123,7 +123,8 @@ def skip(
     for one in skipped:
         moved = f'{number(len(one.events), "event")} moved to "{one.sink}"' if one.events else "no event moved"
         gone = f"; {', '.join(one.missing)} had been removed from the log" if one.missing else ""
-        notes.print(f"Skipped in partition {one.partition}: {moved}{gone}.", markup=False)
+        ended = "" if one.lifted else "; the quarantine had ended meanwhile, so it may have been processed as well"
+        notes.print(f"Skipped in partition {one.partition}: {moved}{gone}{ended}.", markup=False)
 
 
 def _which(quarantine: Quarantine) -> str:

@@ -1,12 +1,16 @@
 """Commands that send: ``send`` and ``sendmany``."""
 
 import asyncio
+import codecs
 import csv
 import io
 import json
+import os
+import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -24,6 +28,15 @@ __all__ = ["send", "sendmany"]
 
 BATCH = 1_000
 """Records per append."""
+
+MOMENT = 0.2
+"""Seconds after which what has come from standard input is sent, however little it is."""
+
+CHUNK = 65_536
+"""Bytes read from standard input at once; what a pipe holds."""
+
+Value = tuple[int, str, str | RecordError]
+"""Number of a line, the line, and the record in it as JSON, or why there is none."""
 
 _FURTHER = "\0"  # of a CSV row, what is beyond the header; no column can have this name
 
@@ -87,7 +100,7 @@ def sendmany(
     """Send many events from a file of any size.
 
     Bad lines are reported with their number and written to FILE.rejected; the good ones are sent. Exit status 1 if
-    there were bad lines.
+    there were bad lines. What comes from stdin is sent as it comes.
     """
     if on_error not in ("skip", "stop"):
         raise TargetError(f'--on-error must be skip or stop, not "{on_error}".')
@@ -143,8 +156,13 @@ async def _send_lines(
     with source, rejects, progress:
         task = progress.add_task(f"to {stream.name}", total=None, rate="0")
         try:
-            async with app_of(stream):
-                for number, line, value in _values(source, as_csv=file.suffix.lower() == ".csv"):
+            values = _values(source, as_csv=file.suffix.lower() == ".csv")
+            async with app_of(stream), aclosing(values):
+                async for found in values:
+                    if found is None:
+                        await flush()
+                        continue
+                    number, line, value = found
                     try:
                         if isinstance(value, RecordError):
                             raise value
@@ -169,13 +187,50 @@ async def _send_lines(
     return sent, rejects.number
 
 
-def _values(source: TextIO, *, as_csv: bool) -> Iterator[tuple[int, str, str | RecordError]]:
-    """Number of the line, the line, and the record in it as JSON, or why there is none."""
-    if not as_csv:
-        for number, line in enumerate(source, 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n"), line
+async def _values(source: TextIO, *, as_csv: bool) -> AsyncGenerator[Value | None, None]:
+    """What is in a file, or comes from standard input; ``None`` when what has come should be sent."""
+    if source is not sys.stdin:
+        for value in _in_csv(source) if as_csv else _in_lines(source):
+            yield value
         return
+    first = 1
+    async for lines in _arriving(source.fileno()):
+        for value in _in_lines(lines, first):
+            yield value
+        first += len(lines)
+        if not lines:
+            yield None
+
+
+async def _arriving(descriptor: int) -> AsyncGenerator[list[str], None]:
+    """The lines that come from a descriptor, as text files are read; none of them after every moment.
+
+    It is waited for in a thread, so that Ctrl-C is heard, and never for long, so that the thread ends.
+    """
+
+    def read() -> bytes | None:
+        ready, _, _ = select.select([descriptor], [], [], MOMENT)
+        return os.read(descriptor, CHUNK) if ready else None
+
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), translate=True)
+    begun, last = "", time.monotonic()
+    while (chunk := await asyncio.to_thread(read)) != b"":
+        if chunk is not None:
+            *lines, begun = (begun + decoder.decode(chunk)).split("\n")
+            yield lines
+        if time.monotonic() - last > MOMENT:
+            yield []
+            last = time.monotonic()
+    yield [begun + decoder.decode(b"", final=True)]
+
+
+def _in_lines(lines: Iterable[str], first: int = 1) -> Iterator[Value]:
+    for number, line in enumerate(lines, first):
+        if line.strip():
+            yield number, line.rstrip("\r\n"), line
+
+
+def _in_csv(source: TextIO) -> Iterator[Value]:
     reader = csv.DictReader(source, restkey=_FURTHER)
     while True:
         try:

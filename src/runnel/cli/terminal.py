@@ -31,6 +31,7 @@ __all__ = [
     "output",
     "repeatedly",
     "reporting",
+    "rounded",
     "run",
     "show_json",
     "show_table",
@@ -135,18 +136,18 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 def show_json(data: Any, *, lines: bool = False) -> None:
     """Data for programs; ``lines`` puts it on one line, where more will follow."""
-    typer.echo(json.dumps(_rounded(data), indent=None if lines else 2))
+    typer.echo(json.dumps(data, indent=None if lines else 2))
 
 
-def _rounded(data: Any) -> Any:
-    """Without digits that nobody has measured."""
+def rounded(data: Any) -> Any:
+    """Figures of ours without digits that nobody has measured. Not for records, whose numbers are their sender's."""
     match data:
         case float():
             return round(data, 3)
         case dict():
-            return {name: _rounded(value) for name, value in data.items()}
+            return {name: rounded(value) for name, value in data.items()}
         case list() | tuple():
-            return [_rounded(value) for value in data]
+            return [rounded(value) for value in data]
         case _:
             return data
 

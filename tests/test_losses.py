@@ -51,6 +51,16 @@ class Case:
     async def send(self, first: int, last: int) -> None:
         await self.stream.send(*(Step(n=n) for n in range(first, last + 1)))
 
+    async def reads_ahead(self, redis: Inspector, number: int) -> list[str]:
+        """The ids of so many events, of which the first is committed and the second in progress, at the gate."""
+        await self.send(1, 1)
+        await self.committed(redis, 1)
+        self.gate.clear()
+        await self.send(2, number)
+        await eventually(lambda: self.seen[-1] == 2)
+        await asyncio.sleep(0.1)  # it has read ahead what it can
+        return [entry_id for entry_id, _ in await redis.entries(self.stream, 0)]
+
     async def committed(self, redis: Inspector, number: int) -> None:
         """Wait until the event of this number, the last one, is committed."""
         await eventually(lambda: self.seen[-1:] == [number])
@@ -286,13 +296,7 @@ async def test_entries_that_are_removed_unread_are_counted_once(
     monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
     async with inspecting(case.app) as redis:
         async with running(case.app):
-            await case.send(1, 1)
-            await case.committed(redis, 1)
-            case.gate.clear()
-            await case.send(2, 11)
-            await eventually(lambda: case.seen[-1] == 2)
-            await asyncio.sleep(0.1)  # it has read ahead what it can
-            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            ids = await case.reads_ahead(redis, 11)
             log = case.stream.keys.log(0)
             command = {
                 "hole": ("XDEL", log, *ids[8:10]),
@@ -319,13 +323,7 @@ async def test_what_was_read_ahead_and_is_removed_before_it_is_processed_is_anno
     monkeypatch.setattr(member, "LOSSES_INTERVAL", 0.05)
     async with inspecting(case.app) as redis:
         async with running(case.app) as worker:
-            await case.send(1, 1)
-            await case.committed(redis, 1)
-            case.gate.clear()
-            await case.send(2, 30)
-            await eventually(lambda: case.seen[-1] == 2)
-            await asyncio.sleep(0.1)  # it has read ahead what it can
-            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            ids = await case.reads_ahead(redis, 30)
             await redis.link.call("XTRIM", case.stream.keys.log(0), "MINID", ids[25])
             await eventually(lambda: case.announced.of(LossDetected))
             [consumer] = worker.members[0].consumers
@@ -354,13 +352,7 @@ async def test_a_loss_that_is_not_counted_yet_is_not_hidden_by_a_commit(
     monkeypatch.setattr(scripts, "count_loss", late)
     async with inspecting(case.app) as redis:
         async with running(case.app) as worker:
-            await case.send(1, 1)
-            await case.committed(redis, 1)
-            case.gate.clear()
-            await case.send(2, 30)
-            await eventually(lambda: case.seen[-1] == 2)
-            await asyncio.sleep(0.1)  # it has read ahead what it can
-            ids = [entry_id for entry_id, _ in await redis.entries(case.stream, 0)]
+            ids = await case.reads_ahead(redis, 30)
             await redis.link.call("XTRIM", case.stream.keys.log(0), "MINID", ids[25])
             await asyncio.wait_for(held_up.wait(), 10)
             case.gate.set()

@@ -489,31 +489,6 @@ class Companion(Middleware):
                 beside.cancel()
 
 
-async def test_a_cancellation_that_a_finaliser_raises_is_a_failure_as_any_other(
-    app: App, mystream: Stream[Action]
-) -> None:
-    diary = Diary()
-    announced = Recorder(app)
-    seen: list[int] = []
-
-    @app.processor(
-        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), Companion()]
-    )
-    async def proc(events):
-        async for action in events.records():
-            seen.append(action.id)
-            if action.id == 1:
-                break
-
-    ids = await mystream.send(*actions_of(3))
-    async with running(app):
-        await eventually(lambda: 2 in seen)
-    assert seen == [0, 1, 2]
-    assert diary.lines == ["it cleans up after None"]
-    (failed,) = announced.of(PartitionFailed)
-    assert (failed.event_ids, type(failed.error)) == ((ids[1],), asyncio.CancelledError)
-
-
 class Panic(BaseException):
     """What Rust code raises, for instance, when it has a defect."""
 
@@ -527,15 +502,16 @@ class Panicking(Middleware):
                 raise Panic from None
 
 
+@pytest.mark.parametrize(("middleware", "error"), [(Companion, asyncio.CancelledError), (Panicking, Panic)])
 async def test_what_a_finaliser_raises_that_is_no_exception_is_a_failure_as_any_other(
-    app: App, mystream: Stream[Action]
+    app: App, mystream: Stream[Action], middleware: type[Middleware], error: type[BaseException]
 ) -> None:
     diary = Diary()
     announced = Recorder(app)
     seen: list[int] = []
 
     @app.processor(
-        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), Panicking()]
+        mystream, exception_policy=ExceptionPolicy.IGNORE, middleware=[diary.on_failure_of("it"), middleware()]
     )
     async def proc(events):
         async for action in events.records():
@@ -549,7 +525,7 @@ async def test_what_a_finaliser_raises_that_is_no_exception_is_a_failure_as_any_
     assert seen == [0, 1, 2]
     assert diary.lines == ["it cleans up after None"]
     (failed,) = announced.of(PartitionFailed)
-    assert (failed.event_ids, type(failed.error)) == ((ids[1],), Panic)
+    assert (failed.event_ids, type(failed.error)) == ((ids[1],), error)
 
 
 class Slow(Middleware):

@@ -209,6 +209,7 @@ async def idle(place: Place, shape: dict[str, Any], seconds: float) -> dict[str,
     worker = Worker(app)
     running = asyncio.create_task(worker.run())
     await _owning(app, orders, place.name)
+    await asyncio.sleep(1.0)  # it looks into each partition first: 256 reads within some 60 ms
     links = [primary.link() for primary in await app.endpoint.primaries()]
     calls, cpu, started = await _calls(links), time.process_time(), time.monotonic()
     await asyncio.sleep(seconds)

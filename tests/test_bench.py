@@ -139,6 +139,22 @@ def test_the_sides_of_a_row_are_measured_side_by_side_and_in_turn_the_other_way_
     assert [outcome.values for outcome in made.outcomes] == [[1.0, 1.0]] * 3
 
 
+def test_of_several_turns_in_a_round_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, bare = replace(OURS, turns=3), replace(BARE, turns=3)
+    turns: list[str] = []
+
+    def take_turn(side: Side) -> dict[str, float]:
+        turns.append(side.function)
+        return {"p99": {1: 7.0, 2: 900.0, 3: 8.0}[turns.count(side.function)] * (2 if side is ours else 1)}
+
+    made = suite.Suite({"plain": "redis://127.0.0.1:1"}, [Ratio("a", "", "p99", ours, bare, None)], say=lambda _: None)
+    monkeypatch.setattr(made, "_take_turn", take_turn)
+    monkeypatch.setattr(made, "_ask", lambda url, question: ["a server"])
+    made.run(1)
+    assert turns == [bare.function, ours.function, ours.function, bare.function, bare.function, ours.function]
+    assert (made.outcomes[0].beside, made.outcomes[0].ours) == ([8.0], [16.0])
+
+
 # The judgement
 
 

@@ -1,7 +1,7 @@
 """Runs rows in rounds.
 
 In each round the sides of a row take their turns right one after the other, so that both sides of a ratio see the same
-machine; in every second round the other way round. Rows that compare the same sides share their turns.
+machine; every second time the other way round. Rows that compare the same sides share their turns.
 """
 
 import asyncio
@@ -92,15 +92,22 @@ class Suite:
             for number in range(rounds):
                 turns: dict[tuple[str, ...], dict[str, Figures | str]] = {}
                 for outcome in self.outcomes:
-                    sides = outcome.row.sides
-                    taken = turns.setdefault(tuple(side.label for side in sides), {})
-                    for side in () if taken else sides[:: -1 if number % 2 else 1]:
-                        self._say(f"round {number + 1} of {rounds}   {side.label}")
-                        taken[side.label] = self._take_turn(side)
-                    _conclude(outcome, taken)
+                    together = tuple(side.label for side in outcome.row.sides)
+                    if together not in turns:
+                        turns[together] = self._take_turns(outcome.row.sides, number, rounds)
+                    _conclude(outcome, turns[together])
         finally:
             for url in set(self._servers.values()):
                 self._remove(url)
+
+    def _take_turns(self, sides: Sequence[Side], number: int, rounds: int) -> dict[str, Figures | str]:
+        """A round of those that are compared, by their labels."""
+        taken: dict[str, list[Figures | str]] = {side.label: [] for side in sides}
+        for turn in range(max(side.turns for side in sides)):
+            for side in sides[:: -1 if (number + turn) % 2 else 1]:
+                self._say(f"round {number + 1} of {rounds}   {side.label}")
+                taken[side.label].append(self._take_turn(side))
+        return {label: _medians(figures) for label, figures in taken.items()}
 
     def _take_turn(self, side: Side) -> Figures | str:
         if side.needs and find_spec(side.needs) is None:
@@ -169,6 +176,14 @@ async def _cost(link: Link) -> Figures:
     used = float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
     size = {"log_bytes": float(log["aof_current_size"])} if "aof_current_size" in log else {}
     return {"server_us": used * 1e6, **size}
+
+
+def _medians(turns: Sequence[Figures | str]) -> Figures | str:
+    """Of each figure; why there are none, where a turn could not be taken."""
+    figures = [turn for turn in turns if not isinstance(turn, str)]
+    if len(figures) < len(turns):
+        return next(turn for turn in turns if isinstance(turn, str))
+    return {name: statistics.median([one[name] for one in figures]) for name in figures[0]}
 
 
 def _conclude(outcome: Outcome, taken: dict[str, Figures | str]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,21 @@ def test_check_ends_with_status_1_where_a_row_misses(monkeypatch: pytest.MonkeyP
 # Turns
 
 
+def run_without_server(
+    monkeypatch: pytest.MonkeyPatch, compared: list[Row], rounds: int, take_turn: Callable[[Side], dict[str, float]]
+) -> list[suite.Outcome]:
+    made = suite.Suite({"plain": "redis://127.0.0.1:1"}, compared, say=lambda _: None)
+    monkeypatch.setattr(made, "_take_turn", take_turn)
+    monkeypatch.setattr(made, "_ask", lambda url, question: ["a server"])
+    made.run(rounds)
+    return made.outcomes
+
+
 def test_the_sides_of_a_row_are_measured_side_by_side_and_in_turn_the_other_way_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     third = Side("ours.y", {})
-    compared = [
+    compared: list[Row] = [
         Ratio("a", "", "rate", OURS, BARE, None),
         Ratio("b", "", "cpu", OURS, BARE, None),
         Ratio("c", "", "rate", third, BARE, None),
@@ -130,13 +140,10 @@ def test_the_sides_of_a_row_are_measured_side_by_side_and_in_turn_the_other_way_
         turns.append(side.function)
         return {"rate": 1.0, "cpu": 1.0}
 
-    made = suite.Suite({"plain": "redis://127.0.0.1:1"}, compared, say=lambda _: None)
-    monkeypatch.setattr(made, "_take_turn", take_turn)
-    monkeypatch.setattr(made, "_ask", lambda url, question: ["a server"])
-    made.run(2)
+    outcomes = run_without_server(monkeypatch, compared, 2, take_turn)
     bare, ours = BARE.function, OURS.function
     assert turns == [bare, ours, bare, third.function, ours, bare, third.function, bare]
-    assert [outcome.values for outcome in made.outcomes] == [[1.0, 1.0]] * 3
+    assert [outcome.values for outcome in outcomes] == [[1.0, 1.0]] * 3
 
 
 def test_of_several_turns_in_a_round_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,12 +154,9 @@ def test_of_several_turns_in_a_round_the_median_counts(monkeypatch: pytest.Monke
         turns.append(side.function)
         return {"p99": {1: 7.0, 2: 900.0, 3: 8.0}[turns.count(side.function)] * (2 if side is ours else 1)}
 
-    made = suite.Suite({"plain": "redis://127.0.0.1:1"}, [Ratio("a", "", "p99", ours, bare, None)], say=lambda _: None)
-    monkeypatch.setattr(made, "_take_turn", take_turn)
-    monkeypatch.setattr(made, "_ask", lambda url, question: ["a server"])
-    made.run(1)
+    [found] = run_without_server(monkeypatch, [Ratio("a", "", "p99", ours, bare, None)], 1, take_turn)
     assert turns == [bare.function, ours.function, ours.function, bare.function, bare.function, ours.function]
-    assert (made.outcomes[0].beside, made.outcomes[0].ours) == ([8.0], [16.0])
+    assert (found.beside, found.ours) == ([8.0], [16.0])
 
 
 # The judgement

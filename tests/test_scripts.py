@@ -1,6 +1,7 @@
 """The scripts of the data slots, one at a time, with each of their answers, on a real server."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,10 +85,14 @@ async def stored(link: Link, keys: StreamKeys, partition: int = 0, processor: st
     return value
 
 
+async def groups_of(link: Link, keys: StreamKeys, partition: int = 0) -> list[dict[bytes, Any]]:
+    groups = await link.call("XINFO", "GROUPS", keys.log(partition))
+    return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in groups]
+
+
 async def mirror(link: Link, keys: StreamKeys, partition: int = 0, processor: str = "delays") -> tuple[bytes, Any, Any]:
     """What any Redis tool sees of a processor: last delivered id, entries read, lag."""
-    for flat in await link.call("XINFO", "GROUPS", keys.log(partition)):
-        group = dict(zip(flat[::2], flat[1::2], strict=True))
+    for group in await groups_of(link, keys, partition):
         if group[b"name"] == StreamKeys.group_name(processor).encode():
             return group[b"last-delivered-id"], group[b"entries-read"], group[b"lag"]
     raise AssertionError(f"no group {processor}")
@@ -462,8 +467,8 @@ async def test_either_group_shows_that_the_log_is_the_same(link: Link, keys: Str
     await link.call("XGROUP", "DESTROY", keys.log(0), destroyed)
     assert await scripts.losses(link, "delays", [keys.log(0)], [(sent[0], 1)]) == [0]
     assert await acquire(link, keys, 2) == Acquired(sent[0], 1, 0, b"")
-    groups = await link.call("XINFO", "GROUPS", keys.log(0))
-    assert [group[1] for group in groups] == [b"delays", b"delays:mark"], "both are there again"
+    names = [group[b"name"] for group in await groups_of(link, keys)]
+    assert names == [b"delays", b"delays:mark"], "both are there again"
 
 
 async def test_without_the_positions_and_their_mirror_the_mark_shows_that_something_is_gone(
@@ -480,9 +485,10 @@ async def test_without_the_positions_and_their_mirror_the_mark_shows_that_someth
 async def test_the_mark_does_not_look_as_if_it_lagged(link: Link, keys: StreamKeys) -> None:
     await acquire(link, keys, 1)
     await fill(link, keys, 3)
-    groups = await link.call("XINFO", "GROUPS", keys.log(0))
-    found = [dict(zip(group[::2], group[1::2], strict=True)) for group in groups]
-    assert {group[b"name"]: group[b"lag"] for group in found} == {b"delays": 3, b"delays:mark": None}
+    assert {group[b"name"]: group[b"lag"] for group in await groups_of(link, keys)} == {
+        b"delays": 3,
+        b"delays:mark": None,
+    }
 
 
 async def test_a_processor_with_an_odd_name_is_itself(link: Link, keys: StreamKeys) -> None:
@@ -545,9 +551,14 @@ async def test_a_commit_under_a_token_that_redis_has_lost_is_a_rollback(link: Li
     assert await stored(link, keys) is None
 
 
-async def test_a_commit_of_entries_that_only_another_primary_had_is_a_rollback(link: Link, keys: StreamKeys) -> None:
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_commit_of_entries_that_only_another_primary_had_is_a_rollback(
+    link: Link, keys: StreamKeys, marked: bool
+) -> None:
     """Read from a primary that had lost a fail-over; the new one has given out ids around them meanwhile."""
     await acquire(link, keys, 1)
+    if not marked:
+        await link.call("XGROUP", "DESTROY", keys.log(0), "delays:mark")
     sent = await fill(link, keys, 1)
     later = b"%d-0" % (int(sent[0].split(b"-")[0]) + 5)
     ghost = later.replace(b"-0", b"-1")
@@ -558,13 +569,31 @@ async def test_a_commit_of_entries_that_only_another_primary_had_is_a_rollback(l
         assert await ids(link, keys) == log
 
 
-async def test_a_commit_of_entries_that_are_gone_meanwhile_is_taken(link: Link, keys: StreamKeys) -> None:
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_commit_of_entries_that_are_there_or_gone_meanwhile_is_taken(
+    link: Link, keys: StreamKeys, marked: bool
+) -> None:
     await acquire(link, keys, 1)
+    if not marked:
+        await link.call("XGROUP", "DESTROY", keys.log(0), "delays:mark")
     sent = await fill(link, keys, 6)
+    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1)))[0][0] is CommitStatus.OK
     await link.call("XDEL", keys.log(0), sent[1])
-    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[1], 2)))[0][0] is CommitStatus.OK
+    assert (await commit(link, keys, Commit(0, 1, sent[0], sent[1], 2)))[0][0] is CommitStatus.OK
     await link.call("XTRIM", keys.log(0), "MINID", sent[4])
     assert (await commit(link, keys, Commit(0, 1, sent[1], sent[3], 4)))[0][0] is CommitStatus.OK
+    for group in await groups_of(link, keys):
+        assert group[b"pending"] == 0, "asking for an entry leaves nothing behind"
+
+
+async def test_a_commit_does_not_look_into_the_entry(link: Link, keys: StreamKeys) -> None:
+    """That would take as long as the entry is large, for each partition of each commit."""
+    await acquire(link, keys, 1)
+    sent = await fill(link, keys, 1)
+    before = await link.call("INFO", "commandstats")
+    assert (await commit(link, keys, Commit(0, 1, b"0-0", sent[0], 1)))[0][0] is CommitStatus.OK
+    reads = re.compile(rb"cmdstat_x(?:rev)?range:calls=(\d+)")
+    assert reads.findall(before) == reads.findall(await link.call("INFO", "commandstats"))
 
 
 async def test_each_partition_of_a_commit_is_judged_by_itself(link: Link, keys: StreamKeys) -> None:

@@ -36,7 +36,7 @@ for i = 2, #KEYS do
       redis.call('HSET', KEYS[1], partition, stored)  -- so that a WAIT behind this call has something to wait for
     elseif its_offset ~= previous then
       status = rest == '|taken' and 'RESET' or 'ROLLBACK'
-    elseif never_had(KEYS[i], offset) then
+    elseif never_had(KEYS[i], offset, mark_of(ARGV[1])) then
       status = 'ROLLBACK'
     else
       local mirrored = redis.pcall('XGROUP', 'SETID', KEYS[i], ARGV[1], offset, 'ENTRIESREAD', count)

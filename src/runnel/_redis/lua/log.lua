@@ -60,9 +60,17 @@ local function removed(log, offset, count)
   return added - log['length'] - count
 end
 
-local function never_had(name, offset)
-  -- Whether no entry of that id was ever in a log, as far as that can be seen.
-  if #redis.call('XRANGE', name, offset, offset) == 1 then return false end
+local function has(name, id, group)
+  -- Whether a log has an entry. XRANGE hands it to the script: 3.6 µs with 100 bytes, 17 with 10 kB, 157 with 100 kB;
+  -- who claims it by a group for which it does not matter, and gives it back at once, needs 3 to 5 (Redis 7.0.15).
+  local claimed = group and redis.pcall('XCLAIM', name, group, 'commit', 0, id, 'FORCE', 'JUSTID')
+  if not claimed or claimed.err then return #redis.call('XRANGE', name, id, id) == 1 end   -- the group was destroyed
+  return #claimed == 1 and redis.call('XACK', name, group, id) == 1
+end
+
+local function never_had(name, offset, group)
+  -- Whether no entry of that id was ever in a log, as far as that can be seen. `group` as in `has`; nil: none.
+  if has(name, offset, group) then return false end
   local log = describe(name)
   if not log then return false end
   if before(log['last-generated-id'], offset) then return true end

@@ -90,6 +90,7 @@ def test_a_migration_says_what_it_waits_for_and_can_be_left_alone(project: Proje
     project.send(*range(1, 21))
     worker = project.start("worker", "shop:app")
     worker.says("end", 20)
+    worker.says("count", 20)
     assert worker.stop() == 0
     project.send(21, 22)
     migration = project.start("stream", "migrate", "shop:orders", "--partitions", "7", "--execute")

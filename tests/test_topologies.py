@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 
 from harness import Recorder, eventually, inspecting, running
 from runnel import App, Record
@@ -140,6 +141,23 @@ async def test_a_channel_is_not_left_with_a_replica_to_which_an_old_table_has_le
         await _seen_connected(cluster, channel)
     finally:
         await listener.close()
+
+
+async def test_who_is_cancelled_while_a_link_closes_leaves_no_connection(app_name: str, cluster: Cluster) -> None:
+    """A reader, for instance, that has nothing left to read just when the worker stops."""
+    connections = []
+    link = ClusterEndpoint(cluster.url).link()
+    for number in range(40):
+        line = link.at(key := f"runnel:{{{app_name}-{number}}}")
+        await line.call("EXISTS", key)
+        connections.append(link.connection)
+    assert len(set(connections)) > 1, "to several nodes"
+    closing = asyncio.create_task(link.close())
+    await asyncio.sleep(0)  # it waits for the other end of the first one
+    closing.cancel()
+    with suppress(asyncio.CancelledError):
+        await closing
+    assert not [one for one in connections if isinstance(one, AbstractConnection) and one.is_connected]
 
 
 async def _seen_connected(cluster: Cluster, channel: str) -> None:

@@ -254,8 +254,13 @@ class ClusterLink(Link):
     async def close(self) -> None:
         """Disconnect from all nodes."""
         links, self._links, self._last = self._links, {}, None
-        for link in links.values():
-            await link.close()
+        try:
+            for link in links.values():
+                await link.close()
+        except BaseException:  # cancelled: nobody else knows of those that are left
+            for link in links.values():
+                await link.drop()
+            raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -338,7 +338,7 @@ class Link:
             if text.startswith(_ELSEWHERE):
                 raise Redirected(self.endpoint.safe_url, text) from None
             if demoted := text.startswith(_DEMOTED) or _DEMOTED_MEANWHILE in text:
-                await self._drop()
+                await self.drop()
                 self.endpoint.doubt()
             if demoted or text.startswith(_PASSING) or any(part in text for part in _HALF_MOVED):
                 cure = CURES.get(text.partition(" ")[0], "")
@@ -349,10 +349,10 @@ class Link:
         except NotDurable:
             raise  # the connection is sound
         except (exceptions.RedisError, OSError, asyncio.IncompleteReadError) as error:
-            await self._drop()
+            await self.drop()
             raise self.endpoint.unreachable(error) from error
         except BaseException:  # cancelled, or something we do not know: the connection is not usable any more
-            await self._drop()
+            await self.drop()
             raise
         finally:
             self._turn.release()
@@ -390,7 +390,8 @@ class Link:
         self._connection, self._exchange = connection, _Exchange(connection)
         return self._exchange
 
-    async def _drop(self) -> None:
+    async def drop(self) -> None:
+        """Disconnect without waiting for anything."""
         connection, self._connection, self._exchange, self._client_id = self._connection, None, None, None
         if connection is not None:
             await connection.disconnect(nowait=True)

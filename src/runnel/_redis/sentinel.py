@@ -287,7 +287,7 @@ class SentinelLink(Link):
             return False
         async with self._turn:
             if connection is self._connection:
-                await self._drop()
+                await self.drop()
         return True
 
 
